@@ -1,0 +1,1097 @@
+/**
+ * The suite: what is pure first, then the black box, which drives every form of the service that is
+ * there: the source, the executable that `EXECUTABLE` names, the image that `IMAGE` names.
+ */
+import { assert, assertEquals, assertMatch, assertNotMatch, assertThrows } from "@std/assert";
+import { type Clock, type Config, handle, Logger, parseConfig, type Service } from "./main.ts";
+import project from "./deno.json" with { type: "json" };
+
+// ---- What is pure ----
+
+const DEFAULTS: Config = {
+  HOST: "0.0.0.0",
+  PORT: 5000,
+  LOG_LEVEL: "info",
+  LOG_FORMAT: "json",
+  TRUST_PROXY: 0,
+  DRAIN_SECONDS: 0,
+  SHUTDOWN_SECONDS: 8,
+};
+const NOON = Date.parse("2026-01-07T12:00:00.000Z");
+
+function parse(env: Record<string, string>, isTerminal = false): Config {
+  return parseConfig((name) => env[name], isTerminal);
+}
+
+/** A service at noon that has run for so many milliseconds, and the log lines it writes. */
+function serviceFor(config: Partial<Config> = {}, uptime = 0) {
+  const clock: Clock = { now: () => NOON, monotonic: () => uptime };
+  const lines: string[] = [];
+  const log = new Logger({ ...DEFAULTS, ...config }, clock, (bytes) => {
+    lines.push(...new TextDecoder().decode(bytes).trimEnd().split("\n"));
+    return Promise.resolve(bytes.length);
+  });
+  const service: Service = {
+    config: { ...DEFAULTS, ...config },
+    system: {
+      hostname: "my-laptop",
+      platform: "Linux",
+      platform_version: "6.8.0-45-generic",
+      architecture: "x86_64",
+      cpu_count: 8,
+      deno_version: "2.9.6",
+    },
+    clock,
+    log,
+    status: "healthy",
+  };
+  return { service, log, lines };
+}
+
+function get(path: string, headers: HeadersInit = {}): Request {
+  return new Request(`http://localhost${path}`, { headers });
+}
+
+Deno.test("parseConfig() gives every default when nothing is set or all is empty", () => {
+  assertEquals(parse({}), DEFAULTS);
+  assertEquals(parse(Object.fromEntries(Object.keys(DEFAULTS).map((key) => [key, ""]))), DEFAULTS);
+});
+
+Deno.test("parseConfig() logs text by default when people read the log", () => {
+  assertEquals(parse({}, true).LOG_FORMAT, "text");
+  assertEquals(parse({ LOG_FORMAT: "json" }, true).LOG_FORMAT, "json");
+});
+
+const VALUES: [keyof Config, string[], string[]][] = [
+  ["HOST", ["0.0.0.0", "::", "127.0.0.1", "::1", "localhost"], ["example.com", "10.0.0.1", " ::"]],
+  ["PORT", ["0", "1", "8080", "65535"], ["65536", "-1", "5000.5", "http", "0x1F", " 80", "1e3"]],
+  ["LOG_LEVEL", ["debug", "info", "warn", "error"], ["INFO", "trace", "0"]],
+  ["LOG_FORMAT", ["json", "text"], ["xml", "JSON"]],
+  ["TRUST_PROXY", ["0", "1", "16"], ["17", "-1", "true"]],
+  ["DRAIN_SECONDS", ["0", "300"], ["301", "5s", "0.5"]],
+  ["SHUTDOWN_SECONDS", ["0", "300"], ["301", "∞"]],
+];
+
+for (const [name, good, bad] of VALUES) {
+  Deno.test(`parseConfig() takes every allowed ${name} and names what is allowed for others`, () => {
+    for (const value of good) assertEquals(String(parse({ [name]: value })[name]), value);
+    for (const value of bad) {
+      const error = assertThrows(() => parse({ [name]: value }), RangeError);
+      assertEquals(error.message.split("\n").length, 1);
+      assert(error.message.startsWith(`${name}=${JSON.stringify(value)}: allowed is `));
+      for (const end of [good.at(0), good.at(-1)]) assert(error.message.includes(String(end)));
+    }
+  });
+}
+
+Deno.test("parseConfig() names every bad variable, one line each, whatever is in the value", () => {
+  const { message } = assertThrows(
+    () => parse({ PORT: "a\nb\x9b", LOG_LEVEL: "loud", TRUST_PROXY: "1" }),
+    RangeError,
+  );
+  assertMatch(message, /^PORT="a\\nb\\u009b": .*\nLOG_LEVEL="loud": .*$/);
+});
+
+Deno.test("handle() answers GET / with exactly the agreed keys in their order", async () => {
+  const { service } = serviceFor({}, 3_600_999);
+  const response = handle(service, get("/", { "user-agent": "curl/8.5.0" }), "127.0.0.1");
+  assertEquals(response.status, 200);
+  assertEquals(
+    await response.text(),
+    `{"service":{"name":"devops-info-service","version":"${project.version}",` +
+      `"description":"DevOps course info service","framework":"Deno.serve"},` +
+      `"system":{"hostname":"my-laptop","platform":"Linux","platform_version":"6.8.0-45-generic",` +
+      `"architecture":"x86_64","cpu_count":8,"deno_version":"2.9.6"},` +
+      `"runtime":{"uptime_seconds":3600,"uptime_human":"1 hour, 0 minutes",` +
+      `"current_time":"2026-01-07T12:00:00.000Z","timezone":"UTC"},` +
+      `"request":{"client_ip":"127.0.0.1","user_agent":"curl/8.5.0","method":"GET","path":"/"},` +
+      `"endpoints":[{"path":"/","method":"GET","description":"Service information"},` +
+      `{"path":"/health","method":"GET","description":"Health check"}]}\n`,
+  );
+});
+
+Deno.test("handle() answers GET /health with the state, the time and the uptime", async () => {
+  const { service } = serviceFor({}, 3_600_999);
+  const body = (status: string) =>
+    `{"status":"${status}","timestamp":"2026-01-07T12:00:00.000Z","uptime_seconds":3600}\n`;
+  const healthy = handle(service, get("/health"), "::1");
+  assertEquals([healthy.status, await healthy.text()], [200, body("healthy")]);
+  service.status = "draining";
+  const draining = handle(service, get("/health"), "::1");
+  assertEquals([draining.status, await draining.text()], [503, body("draining")]);
+});
+
+for (
+  const [minutes, expected] of [
+    [0, "0 hours, 0 minutes"],
+    [1, "0 hours, 1 minute"],
+    [2, "0 hours, 2 minutes"],
+    [61, "1 hour, 1 minute"],
+    [119, "1 hour, 59 minutes"],
+    [49 * 60, "49 hours, 0 minutes"],
+  ] as const
+) {
+  Deno.test(`handle() says an uptime of ${minutes} minutes as ${expected}`, async () => {
+    for (const milliseconds of [0, 59_999]) {
+      const { service } = serviceFor({}, minutes * 60_000 + milliseconds);
+      const { runtime } = await handle(service, get("/"), "::1").json();
+      assertEquals(runtime.uptime_human, expected);
+    }
+  });
+}
+
+for (
+  const [proxies, forwarded, expected] of [
+    [0, "203.0.113.7", "192.0.2.1"],
+    [1, "", "192.0.2.1"],
+    [1, "203.0.113.7", "203.0.113.7"],
+    [1, "198.51.100.9, 203.0.113.7", "203.0.113.7"],
+    [2, "198.51.100.9, 203.0.113.7", "198.51.100.9"],
+    [2, "spoofed, 198.51.100.9 ,203.0.113.7", "198.51.100.9"],
+    [2, "203.0.113.7", "192.0.2.1"],
+    [1, "2001:db8::7", "2001:db8::7"],
+    [1, "::ffff:203.0.113.7", "203.0.113.7"],
+    [1, "198.51.100.9, garbage", "192.0.2.1"],
+    [1, "203.0.113.256", "192.0.2.1"],
+    [1, "203.0.113", "192.0.2.1"],
+    [1, "203.0.113.7.8", "192.0.2.1"],
+    [1, "203..113.7", "192.0.2.1"],
+    [1, "2001:db8::7::1", "192.0.2.1"],
+    [1, "::1]/[", "192.0.2.1"],
+    [1, "unknown, ", "192.0.2.1"],
+  ] as const
+) {
+  Deno.test(`handle() sees ${expected} through ${proxies} proxies and "${forwarded}"`, async () => {
+    const { service } = serviceFor({ TRUST_PROXY: proxies });
+    const request = get("/", { "x-forwarded-for": forwarded });
+    assertEquals((await handle(service, request, "192.0.2.1").json()).request.client_ip, expected);
+  });
+}
+
+Deno.test("handle() shows an IPv4 peer of a dual-stack socket as IPv4", async () => {
+  const { service } = serviceFor();
+  const seen = async (peer: string) =>
+    (await handle(service, get("/"), peer).json()).request.client_ip;
+  assertEquals(await seen("::ffff:192.0.2.1"), "192.0.2.1");
+  assertEquals(await seen("2001:db8::1"), "2001:db8::1");
+});
+
+Deno.test("handle() answers 500 with nothing of the cause, which goes to the log", async () => {
+  const { service, log, lines } = serviceFor();
+  const broken = {
+    ...service,
+    get system(): never {
+      throw new Error("the cause");
+    },
+  };
+  const response = handle(broken, get("/"), "::1");
+  assertEquals(response.status, 500);
+  assertEquals(
+    await response.text(),
+    `{"error":"Internal Server Error","message":"An unexpected error occurred"}\n`,
+  );
+  assertEquals(response.headers.get("cache-control"), "no-store");
+  await log.flush(1000);
+  const { level, status, error } = JSON.parse(lines[0]!);
+  assertEquals([level, status], ["error", 500]);
+  assertMatch(error, /the cause/);
+});
+
+Deno.test("handle() logs probes at debug, the rest at info, 5xx at error", async () => {
+  const { service, log, lines } = serviceFor({ LOG_LEVEL: "debug" });
+  handle(service, get("/"), "::1");
+  handle(service, get("/health"), "::1");
+  handle(service, get("/nowhere"), "::1");
+  handle(service, new Request("http://x/health", { method: "POST" }), "::1");
+  service.status = "draining";
+  handle(service, get("/health"), "::1");
+  await log.flush(1000);
+  assertEquals(lines.map((line) => JSON.parse(line)).map(({ level, status }) => [level, status]), [
+    ["info", 200],
+    ["debug", 200],
+    ["info", 404],
+    ["info", 405],
+    ["error", 503],
+  ]);
+});
+
+Deno.test("Logger writes the agreed keys in their order, in both forms", async () => {
+  for (
+    const [LOG_FORMAT, expected] of [
+      [
+        "json",
+        `{"time":"2026-01-07T12:00:00.000Z","level":"warn","msg":"a message","n":1,"s":"a \\"b\\""}`,
+      ],
+      ["text", `2026-01-07T12:00:00.000Z WARN  a message n=1 s="a \\"b\\""`],
+    ] as const
+  ) {
+    const { log, lines } = serviceFor({ LOG_FORMAT });
+    log.write("warn", "a message", { n: 1, s: 'a "b"' });
+    log.write("debug", "not for this level");
+    await log.flush(1000);
+    assertEquals(lines, [expected]);
+  }
+});
+
+Deno.test("Logger lets nothing break a line or steer a terminal, in both forms", async () => {
+  const hostile = "a\r\nb\x1b[2J\x7f\x85\x9b\u2028\u2029\u202e\u2066\u200f";
+  for (const LOG_FORMAT of ["json", "text"] as const) {
+    const { log, lines } = serviceFor({ LOG_FORMAT });
+    log.write("info", "request", { user_agent: hostile });
+    await log.flush(1000);
+    assertEquals(lines.length, 1);
+    assertMatch(lines[0]!, /^[\x20-\x7e]+$/);
+    if (LOG_FORMAT === "json") assertEquals(JSON.parse(lines[0]!).user_agent, hostile);
+  }
+});
+
+Deno.test("Logger drops and counts lines while nobody reads, and says so when somebody does", async () => {
+  const reader = Promise.withResolvers<void>();
+  let written = "";
+  const log = new Logger(DEFAULTS, serviceFor().service.clock, async (bytes) => {
+    await reader.promise;
+    const some = bytes.subarray(0, 1000); // a pipe may take less than it is offered
+    written += new TextDecoder().decode(some);
+    return some.length;
+  });
+  const total = 10_000;
+  for (let n = 0; n < total; n++) log.write("info", "x".repeat(500), { n });
+  await log.flush(1); // gives up on a reader that does not read
+  assertEquals(written, "");
+  reader.resolve();
+  await log.flush(20_000);
+  const lines = written.trimEnd().split("\n").map((line) => JSON.parse(line));
+  const { msg, level, dropped } = lines.pop();
+  assertEquals([msg, level], ["log lines dropped", "warn"]);
+  assert(dropped > 0 && lines.length > 1000);
+  assertEquals(lines.length + dropped, total);
+  assertEquals(lines.map(({ n }) => n), Array.from(lines, (_, n) => n));
+});
+
+Deno.test("Logger outlives a broken reader and counts what it lost", async () => {
+  let broken = true;
+  let written = "";
+  const log = new Logger(DEFAULTS, serviceFor().service.clock, (bytes) => {
+    if (broken) return Promise.reject(new Deno.errors.BrokenPipe());
+    written += new TextDecoder().decode(bytes);
+    return Promise.resolve(bytes.length);
+  });
+  for (const msg of ["first", "second"]) {
+    log.write("info", msg);
+    await log.flush(1000);
+  }
+  broken = false;
+  log.write("info", "third");
+  await log.flush(1000);
+  const lines = written.trimEnd().split("\n").map((line) => JSON.parse(line));
+  assertEquals(lines.map(({ msg, dropped }) => [msg, dropped]), [
+    ["third", undefined],
+    ["log lines dropped", 2],
+  ]);
+});
+
+// ---- The black box ----
+
+interface Form {
+  readonly name: "source" | "executable" | "image";
+  /** Program and arguments that run the service with these variables. */
+  command(env: Record<string, string>, container: string): string[];
+}
+
+const SOURCE_FLAGS = await taskOutput("flags");
+const FORMS: Form[] = [{
+  name: "source",
+  command: () => [Deno.execPath(), "run", "--quiet", ...SOURCE_FLAGS, "main.ts"],
+}];
+
+const executable = Deno.env.get("EXECUTABLE");
+if (executable) FORMS.push({ name: "executable", command: () => [executable] });
+
+const image = Deno.env.get("IMAGE");
+const HARDENED =
+  "--read-only --cap-drop ALL --security-opt no-new-privileges --pids-limit 64 -m 128m"
+    .split(" ");
+if (image) {
+  FORMS.push({
+    name: "image",
+    command: (env, container) => [
+      ...["docker", "run", "--rm", "--name", container, "--network", "host", ...HARDENED],
+      ...Object.entries(env).flatMap(([name, value]) => ["--env", `${name}=${value}`]),
+      image,
+    ],
+  });
+}
+
+async function taskOutput(task: string): Promise<string[]> {
+  const { stdout } = await new Deno.Command(Deno.execPath(), {
+    args: ["task", "--quiet", task],
+    stderr: "null",
+  }).output();
+  return new TextDecoder().decode(stdout).trim().split(" ");
+}
+
+/** One run of the service. Leaving its scope ends it. */
+class Run implements AsyncDisposable {
+  stdout = "";
+  stderr = "";
+  readonly #form: Form;
+  readonly #container = `devops-info-service-${crypto.randomUUID()}`;
+  readonly #child: Deno.ChildProcess;
+  readonly #reader: ReadableStreamDefaultReader<Uint8Array>;
+  readonly #ended: Promise<Deno.CommandStatus>;
+  #hasEnded = false;
+  #arrived = Promise.withResolvers<void>();
+  #resumed = Promise.withResolvers<void>();
+
+  constructor(form: Form, env: Record<string, string> = {}, args: string[] = []) {
+    this.#form = form;
+    const [program, ...rest] = form.command(env, this.#container);
+    const inherited = Object.entries(Deno.env.toObject()).filter(([name]) => !(name in DEFAULTS));
+    this.#child = new Deno.Command(program!, {
+      args: [...rest, ...args],
+      clearEnv: true,
+      env: { ...Object.fromEntries(inherited), ...env },
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    this.#reader = this.#child.stdout.getReader();
+    this.#resumed.resolve();
+    this.#ended = Promise.all([
+      this.#child.status,
+      this.#readOutput(),
+      new Response(this.#child.stderr).text().then((text) => this.stderr = text),
+    ]).then(([status]) => {
+      this.#hasEnded = true;
+      this.#arrived.resolve();
+      return status;
+    });
+  }
+
+  async #readOutput() {
+    const decoder = new TextDecoder();
+    for (let chunk; !(chunk = await this.#reader.read()).done;) {
+      this.stdout += decoder.decode(chunk.value, { stream: true });
+      this.#arrived.resolve();
+      this.#arrived = Promise.withResolvers();
+      await this.#resumed.promise;
+    }
+  }
+
+  /** Stops reading standard output. */
+  pause() {
+    this.#resumed = Promise.withResolvers();
+  }
+
+  /** Goes on reading standard output. */
+  resume() {
+    this.#resumed.resolve();
+  }
+
+  /** Closes standard output at this end. */
+  async abandon() {
+    await this.#reader.cancel();
+  }
+
+  /** The log lines written so far. */
+  get lines(): Record<string, unknown>[] {
+    return this.stdout.split("\n").slice(0, -1).map((line) => JSON.parse(line));
+  }
+
+  /** Waits for standard output to match. */
+  async output(pattern: RegExp): Promise<RegExpExecArray> {
+    while (true) {
+      const match = pattern.exec(this.stdout);
+      if (match) return match;
+      if (this.#hasEnded) throw new Error(`no ${pattern} in: ${this.stdout}${this.stderr}`);
+      await within(this.#arrived.promise, `${pattern} in the log`);
+    }
+  }
+
+  /** Sends a signal to the service, inside its container where it has one. */
+  kill(signal: Deno.Signal) {
+    this.#child.kill(signal); // docker hands it on
+  }
+
+  /** Waits for the end and gives the exit code. */
+  async code(): Promise<number> {
+    const { code, signal } = await within(this.#child.status, "the end of the service");
+    assertEquals(signal, null, "ended by a signal instead of an exit code");
+    this.resume();
+    await this.#ended;
+    return code;
+  }
+
+  async [Symbol.asyncDispose]() {
+    if (this.#hasEnded) return;
+    if (this.#form.name === "image") await docker("rm", "--force", this.#container);
+    try {
+      this.#child.kill("SIGKILL");
+    } catch {
+      // it ended by itself meanwhile
+    }
+    this.resume();
+    await this.#ended;
+  }
+}
+
+/** A service that listens on a free port. */
+async function start(form: Form, env: Record<string, string> = {}) {
+  const run = new Run(form, { HOST: "127.0.0.1", PORT: "0", ...env });
+  try {
+    const [, port] = await run.output(/listening.*?port"?[:=](\d+)/);
+    return Object.assign(run, { port: Number(port) });
+  } catch (error) {
+    await run[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+async function docker(...args: string[]): Promise<string> {
+  const { success, stdout, stderr } = await new Deno.Command("docker", { args }).output();
+  const [output, error] = [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes).trim());
+  if (!success) throw new Error(`docker ${args.join(" ")}: ${error}`);
+  return output!;
+}
+
+/** A bound on waiting; generous, since passing it means a hang. */
+async function within<T>(promise: Promise<T>, what: string, seconds = 30): Promise<T> {
+  const { promise: late, reject } = Promise.withResolvers<never>();
+  const timer = setTimeout(() => reject(new Error(`${what}: waited ${seconds} s`)), seconds * 1000);
+  return await Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
+/** Sends bytes, one for each character, and gives what comes back until the other end closes. */
+async function exchange(port: number, text: string, hostname = "127.0.0.1"): Promise<string> {
+  using connection = await Deno.connect({ hostname, port });
+  await connection.write(Uint8Array.from(text, (character) => character.charCodeAt(0)));
+  let answer = "";
+  const buffer = new Uint8Array(65536);
+  const receive = async () => {
+    for (let n; (n = await connection.read(buffer)) !== null;) {
+      answer += String.fromCharCode(...buffer.subarray(0, n));
+    }
+  };
+  await within(receive(), `the end of ${JSON.stringify(text)}, got ${JSON.stringify(answer)}`);
+  return answer;
+}
+
+interface Answer {
+  status: number;
+  headers: Headers;
+  body: string;
+}
+
+function parseAnswer(answer: string): Answer {
+  const [head = "", ...body] = answer.split("\r\n\r\n");
+  const [statusLine = "", ...fields] = head.split("\r\n");
+  const status = /^HTTP\/1\.[01] (\d{3}) /.exec(statusLine)?.[1];
+  assert(status, `no HTTP answer: ${JSON.stringify(answer)}`);
+  const headers = new Headers(fields.map((field) => {
+    const [name = "", ...value] = field.split(":");
+    return [name, value.join(":").trim()];
+  }));
+  return { status: Number(status), headers, body: body.join("\r\n\r\n") };
+}
+
+/** One request on a connection of its own. */
+async function ask(
+  port: number,
+  methodAndTarget: string,
+  { host = "127.0.0.1", fields = ["Host: localhost"] } = {},
+): Promise<Answer> {
+  const head = [`${methodAndTarget} HTTP/1.1`, "Connection: close", ...fields];
+  return parseAnswer(await exchange(port, head.join("\r\n") + "\r\n\r\n", host));
+}
+
+/** What is not of HTTP/1.0: no Host, and the server closes. */
+async function health(port: number, host = "127.0.0.1"): Promise<Answer> {
+  return parseAnswer(await exchange(port, "GET /health HTTP/1.0\r\n\r\n", host));
+}
+
+async function refused(port: number): Promise<boolean> {
+  try {
+    using _connection = await Deno.connect({ hostname: "127.0.0.1", port });
+    return false;
+  } catch (error) {
+    if (error instanceof Deno.errors.ConnectionRefused) return true;
+    throw error;
+  }
+}
+
+function freePort(): number {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  return listener.addr.port;
+}
+
+const INFORMATION_KEYS = {
+  service: ["name", "version", "description", "framework"],
+  system: [
+    ...["hostname", "platform", "platform_version", "architecture", "cpu_count", "deno_version"],
+  ],
+  runtime: ["uptime_seconds", "uptime_human", "current_time", "timezone"],
+  request: ["client_ip", "user_agent", "method", "path"],
+};
+const RFC_3339 = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/;
+
+for (const form of FORMS) {
+  const test = (name: string, fn: () => Promise<void>, ignore = false) =>
+    Deno.test({ name: `${form.name}: ${name}`, fn, ignore });
+  const isImage = form.name === "image"; // whose standard output Docker reads, whoever else does
+
+  test("GET / says what it is and where it runs", async () => {
+    await using service = await start(form);
+    const { status, headers, body } = await ask(service.port, "GET /?query=changes-nothing", {
+      fields: ["Host: localhost", "User-Agent: suite/1.0"],
+    });
+    assertEquals(status, 200);
+    assertEquals(headers.get("content-type"), "application/json; charset=utf-8");
+    assert(body.endsWith("}\n"));
+    const { endpoints, ...rest } = JSON.parse(body);
+    assertEquals(
+      Object.entries(rest).map(([key, value]) => [key, Object.keys(value as object)]),
+      Object.entries(INFORMATION_KEYS),
+    );
+    assertEquals(rest.service.version, project.version);
+    if (!isImage) assertEquals(rest.system.hostname, Deno.hostname());
+    assertEquals(rest.system.platform_version, Deno.osRelease());
+    assertEquals(rest.system.architecture, Deno.build.arch);
+    assertEquals(rest.system.cpu_count, navigator.hardwareConcurrency);
+    assertMatch(rest.system.platform, /^(Linux|Darwin|Windows)$/);
+    assertMatch(rest.system.deno_version, /^\d+\.\d+\.\d+$/);
+    assertMatch(rest.runtime.current_time, RFC_3339);
+    assert(Math.abs(Date.parse(rest.runtime.current_time) - Date.now()) < 60_000);
+    assert(Number.isInteger(rest.runtime.uptime_seconds) && rest.runtime.uptime_seconds < 60);
+    assertEquals(rest.request, {
+      client_ip: "127.0.0.1",
+      user_agent: "suite/1.0",
+      method: "GET",
+      path: "/",
+    });
+    assertEquals(endpoints, [
+      { path: "/", method: "GET", description: "Service information" },
+      { path: "/health", method: "GET", description: "Health check" },
+    ]);
+  });
+
+  test("GET /health says that it is healthy", async () => {
+    await using service = await start(form);
+    const { status, body } = await ask(service.port, "GET /health?x");
+    assertEquals(status, 200);
+    assertMatch(
+      body,
+      /^{"status":"healthy","timestamp":"\d{4}-\d\d-\d\dT[\d:.]+Z","uptime_seconds":\d+}\n$/,
+    );
+  });
+
+  test("every method and path gets its status, Allow, JSON and common headers", async () => {
+    await using service = await start(form);
+    for (
+      const [request, expected] of [
+        ["GET /", 200],
+        ["HEAD /", 200],
+        ["GET /?a=/health", 200],
+        ["GET /health?", 200],
+        ["HEAD /health", 200],
+        ["OPTIONS /", 204],
+        ["OPTIONS /health", 204],
+        ["OPTIONS *", 204],
+        ["POST /", 405],
+        ["PUT /health", 405],
+        ["PATCH /health", 405],
+        ["DELETE /", 405],
+        ["TRACE /", 405],
+        ["PROPFIND /", 405],
+        ["get /", 405],
+        ["GET /health/", 404],
+        ["GET /Health", 404],
+        ["GET //health", 404],
+        ["GET /%2e%2e/health", 404],
+        ["GET /x/../health", 404],
+        ["GET /healthz", 404],
+        ["HEAD /nowhere", 404],
+        ["POST /nowhere", 404],
+        ["OPTIONS /nowhere", 404],
+      ] as const
+    ) {
+      const { status, headers, body } = await ask(service.port, request);
+      assertEquals(status, expected, request);
+      assertEquals(headers.get("cache-control"), "no-store", request);
+      assertEquals(headers.get("x-content-type-options"), "nosniff", request);
+      const allow = [204, 405].includes(status) ? "GET, HEAD, OPTIONS" : null;
+      assertEquals(headers.get("allow"), allow, request);
+      if (status === 204 || request.startsWith("HEAD")) assertEquals(body, "", request);
+      else {
+        assertEquals(headers.get("content-type"), "application/json; charset=utf-8", request);
+        assertEquals(headers.get("content-length"), String(body.length), request);
+        assert(body.endsWith("}\n"), request);
+      }
+      if (status === 404 && body !== "") {
+        assertEquals(body, `{"error":"Not Found","message":"Endpoint does not exist"}\n`);
+      }
+      if (status === 405) {
+        const { error, message, ...rest } = JSON.parse(body);
+        assertEquals([error, typeof message, rest], ["Method Not Allowed", "string", {}], request);
+      }
+    }
+  });
+
+  test("HEAD has the content-length of what GET would send", async () => {
+    await using service = await start(form);
+    for (const path of ["/health", "/nowhere"]) {
+      const [head, got] = [
+        await ask(service.port, `HEAD ${path}`),
+        await ask(service.port, `GET ${path}`),
+      ];
+      assertEquals(head.headers.get("content-length"), String(got.body.length));
+    }
+    const head = await ask(service.port, "HEAD /");
+    const got = await ask(service.port, "GET /"); // whose body says GET where the other says HEAD
+    assertEquals(Number(head.headers.get("content-length")), got.body.length + "D".length);
+  });
+
+  test("a Host that is no host gets 400 on every route, a valid one or none does not", async () => {
+    await using service = await start(form);
+    for (
+      const host of [
+        "x/health?",
+        "x?",
+        "x#",
+        "user@x",
+        "user:password@x",
+        "a b",
+        "x:80:80",
+        "x:port",
+        "[::1",
+        "::1",
+        "http://x",
+        "\xe9",
+        "\\x",
+      ]
+    ) {
+      for (const target of ["/", "/health", "/nowhere"]) {
+        const { status, body } = await ask(service.port, `GET ${target}`, {
+          fields: [`Host: ${host}`],
+        });
+        assertEquals([status, body !== "" && JSON.parse(body).error], [400, "Bad Request"], host);
+      }
+    }
+    for (const host of ["x", "x:80", "x:", "[::1]", "[::1]:5000", "xn--caf-dma.example", "a_b"]) {
+      assertEquals((await ask(service.port, "GET /", { fields: [`Host: ${host}`] })).status, 200);
+    }
+    assertEquals((await health(service.port)).status, 200);
+  });
+
+  test("no User-Agent shows as unknown", async () => {
+    await using service = await start(form);
+    const { body } = await ask(service.port, "GET /");
+    assertEquals(JSON.parse(body).request.user_agent, "unknown");
+  });
+
+  test("TRUST_PROXY believes the address that the outermost trusted proxy saw", async () => {
+    const fields = ["Host: x", "X-Forwarded-For: 198.51.100.9", "X-Forwarded-For: 203.0.113.7"];
+    for (
+      const [TRUST_PROXY, expected] of [
+        ["0", "127.0.0.1"],
+        ["1", "203.0.113.7"],
+        ["2", "198.51.100.9"],
+        ["3", "127.0.0.1"],
+      ] as const
+    ) {
+      await using service = await start(form, { TRUST_PROXY });
+      const { body } = await ask(service.port, "GET /", { fields });
+      assertEquals(JSON.parse(body).request.client_ip, expected);
+      await service.output(new RegExp(`"msg":"request".*"client_ip":"${expected}"`));
+    }
+  });
+
+  test("HOST takes every allowed address; dual stack shows IPv4 as IPv4", async () => {
+    for (
+      const [HOST, ...hostnames] of [
+        ["0.0.0.0", "127.0.0.1"],
+        ["::", "127.0.0.1", "::1"],
+        ["127.0.0.1", "127.0.0.1"],
+        ["::1", "::1"],
+      ] as const
+    ) {
+      await using service = await start(form, { HOST });
+      for (const host of hostnames) {
+        const { body } = await ask(service.port, "GET /", { host });
+        assertEquals(JSON.parse(body).request.client_ip, host);
+      }
+    }
+    await using service = await start(form, { HOST: "localhost" });
+    assertEquals((await health(service.port, "localhost")).status, 200);
+  });
+
+  test("bad variables: a line each on standard error, exit 2, nothing listening", async () => {
+    const port = freePort();
+    const env = { PORT: String(port), LOG_LEVEL: "loud", DRAIN_SECONDS: "-1" };
+    for (const args of [[], ["--health"]]) {
+      await using run = new Run(form, env, args);
+      assertEquals(await run.code(), 2);
+      assertEquals(run.stdout, "");
+      assertEquals(run.stderr.trimEnd().split("\n"), [
+        `LOG_LEVEL="loud": allowed is debug, info, warn, error`,
+        `DRAIN_SECONDS="-1": allowed is 0–300`,
+      ]);
+    }
+    assert(await refused(port));
+  });
+
+  test("empty variables count as unset", async () => {
+    await using service = await start(form, { LOG_LEVEL: "", LOG_FORMAT: "", DRAIN_SECONDS: "" });
+    assertEquals(service.lines[0]!.level, "info");
+  });
+
+  test("a port in use: one line, exit 1", async () => {
+    using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const PORT = String(listener.addr.port);
+    await using run = new Run(form, { HOST: "127.0.0.1", PORT });
+    assertEquals(await run.code(), 1);
+    assertEquals(run.stdout, "");
+    assertMatch(run.stderr, new RegExp(`^cannot listen on 127.0.0.1 port ${PORT}: .*in use.*\n$`));
+  });
+
+  const reserved = Deno.build.os === "linux" &&
+    Number(Deno.readTextFileSync("/proc/sys/net/ipv4/ip_unprivileged_port_start")) > 80;
+  test("a port that the user may not bind: one line, exit 1", async () => {
+    await using run = new Run(form, { HOST: "127.0.0.1", PORT: "80" });
+    assertEquals(await run.code(), 1);
+    assertMatch(run.stderr, /^cannot listen on 127.0.0.1 port 80: .*denied.*\n$/);
+  }, !reserved || (!isImage && Deno.uid() === 0));
+
+  test("--health exits 0 on 200 and 1 on 503, and prints the answer on one line", async () => {
+    const hosts = { "0.0.0.0": "127.0.0.1", "::": "::1", "127.0.0.1": "127.0.0.1" };
+    for (const [HOST, host] of Object.entries(hosts)) {
+      await using service = await start(form, { HOST, DRAIN_SECONDS: "300" });
+      // a proxy that the environment names is not for a service on the same machine
+      const env = { HOST, PORT: String(service.port), HTTP_PROXY: "http://127.0.0.1:1" };
+      await using healthy = new Run(form, env, ["--health"]);
+      assertEquals(await healthy.code(), 0, healthy.stdout);
+      assertMatch(healthy.stdout, /^200 {"status":"healthy".*}\n$/);
+      assertEquals(healthy.stderr, "");
+
+      service.kill("SIGTERM");
+      await service.output(/draining/);
+      assertEquals((await health(service.port, host)).status, 503);
+      await using draining = new Run(form, env, ["--health"]);
+      assertEquals(await draining.code(), 1);
+      assertMatch(draining.stdout, /^503 {"status":"draining".*}\n$/);
+    }
+  });
+
+  test("--health exits 1 with one line when nothing, nobody or something else answers", async () => {
+    const closed = freePort();
+    using silent = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    using other = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+    const chat = (async () => {
+      using connection = await other.accept();
+      await connection.write(new TextEncoder().encode("SSH-2.0-server\r\n\r\n\r\nmore\r\n"));
+    })();
+    for (
+      const [port, line] of [
+        [closed, /refused/],
+        [silent.addr.port, /no answer within 2 seconds/],
+        [other.addr.port, /HTTP/],
+      ] as const
+    ) {
+      await using run = new Run(form, { HOST: "127.0.0.1", PORT: String(port) }, ["--health"]);
+      assertEquals(await run.code(), 1);
+      assertMatch(run.stdout, line);
+      assertEquals([run.stdout.trimEnd().split("\n").length, run.stderr], [1, ""]);
+    }
+    await chat;
+  });
+
+  test("--version and --help say what there is, whatever the environment", async () => {
+    await using version = new Run(form, { PORT: "bad" }, ["--version"]);
+    assertEquals(await version.code(), 0);
+    assertEquals(version.stdout, `devops-info-service ${project.version}\n`);
+    await using help = new Run(form, { PORT: "bad" }, ["--help"]);
+    assertEquals(await help.code(), 0);
+    for (const word of [...Object.keys(DEFAULTS), "--health", "Usage", "Exit codes", "143"]) {
+      assert(help.stdout.includes(word), word);
+    }
+    assertEquals(help.stderr, "");
+  });
+
+  test("any other argument: usage on standard error, exit 2", async () => {
+    for (const args of [["--nonsense"], ["serve"], ["--help", "--version"], [""]]) {
+      await using run = new Run(form, { PORT: "0" }, args);
+      assertEquals(await run.code(), 2);
+      assertEquals(run.stdout, "");
+      assertMatch(run.stderr, /^Usage: devops-info-service .*\n$/);
+    }
+  });
+
+  for (const signal of ["SIGTERM", "SIGINT"] as const) {
+    test(`${signal} ends it in order, idle connections and all`, async () => {
+      await using service = await start(form);
+      using idle = await Deno.connect({ hostname: "127.0.0.1", port: service.port });
+      await idle.write(new TextEncoder().encode("GET /health HTTP/1.1\r\nHost: x\r\n\r\n"));
+      assert(await idle.read(new Uint8Array(4096)));
+      service.kill(signal);
+      assertEquals(await within(idle.read(new Uint8Array(1)), "the idle connection's end"), null);
+      assertEquals(await service.code(), 0);
+      assert(await refused(service.port));
+      assertEquals(service.lines.map(({ msg }) => msg), ["listening", "draining", "stopped"]);
+      assertEquals(service.lines[1], {
+        ...service.lines[1],
+        level: "info",
+        signal,
+        seconds: 0,
+      });
+    });
+  }
+
+  test("while it drains it serves on, says so and closes connections; then it stops", async () => {
+    await using service = await start(form, { DRAIN_SECONDS: "2" });
+    using early = await Deno.connect({ hostname: "127.0.0.1", port: service.port });
+    await early.write(new TextEncoder().encode("GET / HTTP/1.1\r\n"));
+    assertEquals((await ask(service.port, "GET /")).status, 200);
+    const before = parseAnswer(await exchange(service.port, "GET /health HTTP/1.0\r\n\r\n"));
+    assertEquals(before.status, 200);
+
+    service.kill("SIGTERM");
+    await service.output(/"msg":"draining"/);
+    // a request that had begun, and new ones on every route
+    await early.write(new TextEncoder().encode("Host: x\r\n\r\n"));
+    const buffer = new Uint8Array(4096);
+    const length = await within(early.read(buffer), "an answer while draining") ?? 0;
+    const answers = [
+      parseAnswer(new TextDecoder().decode(buffer.subarray(0, length))),
+      await ask(service.port, "GET /health", { fields: ["Host: x"] }),
+      await ask(service.port, "GET /nowhere"),
+      await ask(service.port, "OPTIONS /"),
+    ];
+    assertEquals(answers.map(({ status }) => status), [200, 503, 404, 204]);
+    assertEquals(
+      answers.map(({ headers }) => headers.get("connection")?.split(", ")[0]),
+      Array(4).fill("close"),
+    );
+    assertMatch(answers[1]!.body, /^{"status":"draining",/);
+    assertEquals(await service.code(), 0);
+    assert(await refused(service.port));
+  });
+
+  test("after SHUTDOWN_SECONDS it closes what is left and exits 1", async () => {
+    await using service = await start(form, { SHUTDOWN_SECONDS: "1" });
+    // an HTTP/2 client that never says that it has seen the server go
+    using stuck = await Deno.connect({ hostname: "127.0.0.1", port: service.port });
+    await stuck.write(
+      new TextEncoder().encode("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"),
+    );
+    assert(await stuck.read(new Uint8Array(4096)));
+    service.kill("SIGTERM");
+    assertEquals(await service.code(), 1);
+    assertEquals(service.lines.at(-1)!.level, "warn");
+  });
+
+  for (const [signal, code] of [["SIGTERM", 143], ["SIGINT", 130]] as const) {
+    test(`a second signal, ${signal}, ends it at once with ${code}`, async () => {
+      await using service = await start(form, { DRAIN_SECONDS: "300" });
+      service.kill("SIGTERM");
+      await service.output(/"msg":"draining"/);
+      service.kill(signal);
+      assertEquals(await service.code(), code);
+    });
+  }
+
+  test("logs start, requests, drain and stop with their fields", async () => {
+    await using service = await start(form, { LOG_LEVEL: "debug" });
+    await ask(service.port, "GET /?secret", { fields: ["Host: x", "User-Agent: a/1"] });
+    await health(service.port);
+    await ask(service.port, "GET /nowhere");
+    service.kill("SIGTERM");
+    assertEquals(await service.code(), 0);
+    assertEquals(
+      service.lines.map(({ time, duration_ms, ...rest }) => {
+        assertMatch(String(time), RFC_3339);
+        if (rest.msg === "request") assert(typeof duration_ms === "number" && duration_ms >= 0);
+        return rest;
+      }),
+      [
+        {
+          ...{ level: "info", msg: "listening", address: "127.0.0.1", port: service.port },
+          version: project.version,
+        },
+        {
+          ...{ level: "info", msg: "request", method: "GET", path: "/", status: 200 },
+          ...{ client_ip: "127.0.0.1", user_agent: "a/1" },
+        },
+        {
+          ...{ level: "debug", msg: "request", method: "GET", path: "/health", status: 200 },
+          ...{ client_ip: "127.0.0.1", user_agent: "unknown" },
+        },
+        {
+          ...{ level: "info", msg: "request", method: "GET", path: "/nowhere", status: 404 },
+          ...{ client_ip: "127.0.0.1", user_agent: "unknown" },
+        },
+        { level: "info", msg: "draining", signal: "SIGTERM", seconds: 0 },
+        { level: "info", msg: "stopped" },
+      ],
+    );
+    assertEquals(service.stderr, "");
+  });
+
+  test("LOG_LEVEL says what is logged; probes are not, by default", async () => {
+    await using service = await start(form);
+    await health(service.port);
+    await ask(service.port, "GET /nowhere");
+    service.kill("SIGTERM");
+    assertEquals(await service.code(), 0);
+    assertEquals(service.lines.map(({ path }) => path).filter(Boolean), ["/nowhere"]);
+
+    const PORT = String(freePort());
+    await using quiet = new Run(form, { HOST: "127.0.0.1", PORT, LOG_LEVEL: "warn" });
+    while (await refused(Number(PORT))) await new Promise((resolve) => setTimeout(resolve, 20));
+    await ask(Number(PORT), "GET /nowhere");
+    quiet.kill("SIGTERM");
+    assertEquals([await quiet.code(), quiet.stdout], [0, ""]);
+  });
+
+  test("LOG_FORMAT=text is the same for eyes; nothing a client sends forges a line", async () => {
+    for (const LOG_FORMAT of ["text", "json"]) {
+      await using service = await start(form, { LOG_FORMAT });
+      const forged = `x" level=error\x85{"level":"error"}\x9b2J`;
+      await ask(service.port, "GET /a%0ab%1b", { fields: ["Host: x", `User-Agent: ${forged}`] });
+      service.kill("SIGTERM");
+      assertEquals(await service.code(), 0);
+      const lines = service.stdout.trimEnd().split("\n");
+      assertEquals(lines.length, 4);
+      for (const line of lines) assertMatch(line, /^[\x20-\x7e]+$/);
+      if (LOG_FORMAT === "text") {
+        assertMatch(
+          lines[1]!,
+          /^\d{4}-\S+Z INFO {2}request method=GET path="?\/a%0ab%1b"? status=404 duration_ms=[\d.]+ client_ip=127\.0\.0\.1 user_agent="x\\" level=error\\u0085{\\"level\\":\\"error\\"}\\u009b2J"$/,
+        );
+      } else assertEquals(service.lines[1]!.user_agent, forged);
+    }
+  });
+
+  test("what is logged before the end is written before the end", async () => {
+    await using service = await start(form);
+    const count = 300;
+    await exchange(
+      service.port,
+      "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(count - 1) + "GET / HTTP/1.0\r\n\r\n",
+    );
+    service.kill("SIGTERM");
+    assertEquals(await service.code(), 0);
+    assertEquals(service.lines.filter(({ msg }) => msg === "request").length, count);
+    assertEquals(service.lines.at(-1)!.msg, "stopped");
+  });
+
+  test("a reader that stops reading costs lines, which are counted, and no request", async () => {
+    await using service = await start(form);
+    service.pause();
+    const batch = "GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+    const batches = 15; // several times what the pipe and the queue hold together
+    for (let n = 0; n < batches; n++) {
+      const answers = await exchange(service.port, `${batch}GET /health HTTP/1.0\r\n\r\n`);
+      assertEquals(answers.split(" 404 Not Found\r\n").length - 1, 1000);
+      assertMatch(answers, /"status":"healthy"/);
+    }
+    service.resume();
+    await service.output(/log lines dropped/);
+    service.kill("SIGTERM");
+    assertEquals(await service.code(), 0);
+    const seen = service.lines.filter(({ msg }) => msg === "request").length;
+    const dropped = service.lines.filter(({ msg }) => msg === "log lines dropped")
+      .reduce((sum, line) => sum + Number(line.dropped), 0);
+    assert(dropped > 0);
+    assertEquals(seen + dropped, batches * 1000);
+  }, isImage);
+
+  test(
+    "a reader that went away costs lines only; one that hangs does not delay the end",
+    async () => {
+      for (const leave of ["abandon", "pause"] as const) {
+        await using service = await start(form);
+        await service[leave]();
+        const batch = "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+        const answers = await exchange(service.port, `${batch}GET /health HTTP/1.0\r\n\r\n`);
+        assertMatch(answers, /"status":"healthy"/);
+        service.kill("SIGTERM");
+        assertEquals(await service.code(), 0);
+      }
+    },
+    isImage,
+  );
+
+  test("on a terminal it logs text", async () => {
+    const [program, ...args] = form.command({}, "");
+    const terminal: Form = {
+      name: form.name,
+      command: () => ["script", "--quiet", "--command", [program, ...args].join(" "), "/dev/null"],
+    };
+    await using service = await start(terminal);
+    assertMatch(service.stdout, /^\S+Z INFO {2}listening address=127.0.0.1 port=\d+ version=/);
+  }, isImage || Deno.build.os !== "linux");
+
+  test("it writes nothing to disk", async () => {
+    const folder = await Deno.makeTempDir();
+    try {
+      await using service = await start(form, {
+        TMPDIR: folder,
+        HOME: folder,
+        XDG_CACHE_HOME: folder,
+      });
+      await ask(service.port, "GET /");
+      service.kill("SIGTERM");
+      assertEquals(await service.code(), 0);
+      assertEquals([...Deno.readDirSync(folder)], []);
+    } finally {
+      await Deno.remove(folder, { recursive: true });
+    }
+  }, form.name !== "executable"); // the image runs read-only; a source run caches its type-stripped source
+}
+
+Deno.test("the service may listen, probe, read its variables and the machine, nothing else", async () => {
+  const attempts = `
+    const tries = {
+      net: () => Deno.connect({ hostname: "127.0.0.2", port: 1 }),
+      fetch: () => fetch("http://example.com"),
+      env: () => Deno.env.get("HOME"),
+      sys: () => Deno.networkInterfaces(),
+      read: () => Deno.readTextFile("deno.json"),
+      write: () => Deno.writeTextFile("dist/x", ""),
+      run: () => new Deno.Command("true").output(),
+      ffi: () => Deno.dlopen("libc.so.6", {}),
+      HOST: () => Deno.env.get("HOST"),
+      hostname: () => Deno.hostname(),
+      osRelease: () => Deno.osRelease(),
+    };
+    for (const [name, attempt] of Object.entries(tries)) {
+      try { await attempt(); console.log(name, "allowed"); }
+      catch (error) { console.log(name, error.name); }
+    }`;
+  const { stdout } = await new Deno.Command(Deno.execPath(), {
+    args: [
+      "run",
+      "--quiet",
+      ...SOURCE_FLAGS,
+      `data:text/javascript,${encodeURIComponent(attempts)}`,
+    ],
+  }).output();
+  assertEquals(new TextDecoder().decode(stdout).trim().split("\n"), [
+    ...["net", "fetch", "env", "sys", "read", "write", "run", "ffi"].map((n) => `${n} NotCapable`),
+    ...["HOST", "hostname", "osRelease"].map((name) => `${name} allowed`),
+  ]);
+});
+
+Deno.test("dev, start and compile run with the same flags", () => {
+  for (const task of ["dev", "start", "compile"] as const) {
+    assertMatch(project.tasks[task].command, / \$\(deno task -q flags\) /);
+    assertNotMatch(project.tasks[task].command, /--allow|--deny|-A|-P/);
+  }
+});
+
+Deno.test("the permitted variables are the variables, the permitted hosts those of HOST", () => {
+  const values = (flag: string) =>
+    SOURCE_FLAGS.find((text) => text.startsWith(`${flag}=`))!.slice(flag.length + 1).split(",");
+  assertEquals(values("--allow-env"), Object.keys(DEFAULTS));
+  const hosts = VALUES[0]![1].map((host) => host.includes(":") ? `[${host}]` : host);
+  assertEquals(values("--allow-net"), hosts);
+});
