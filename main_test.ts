@@ -1048,6 +1048,82 @@ for (const form of FORMS) {
   }, form.name !== "executable"); // the image runs read-only; a source run caches its type-stripped source
 }
 
+// ---- What only the image shows ----
+
+if (image) {
+  const inspect = async (what: string, ...args: string[]) =>
+    JSON.parse(await docker("inspect", "--format", `{{json ${what}}}`, ...args));
+
+  Deno.test("image: says how to run it, with the least rights", async () => {
+    const config = await inspect(".Config", image);
+    assertEquals(config.User, "65532:65532");
+    assertEquals(config.Entrypoint, ["/devops-info-service"]);
+    assertEquals([config.Cmd ?? null, config.Volumes ?? null], [null, null]);
+    assertEquals(Object.keys(config.ExposedPorts), ["5000/tcp"]);
+    assert(config.Env.includes("DENO_USE_CGROUPS=1"));
+    assertEquals(config.Healthcheck.Test, ["CMD", "/devops-info-service", "--health"]);
+    const labels = ["title", "description", "licenses"].map((name) =>
+      config.Labels[`org.opencontainers.image.${name}`]
+    );
+    assertEquals(labels[0], "devops-info-service");
+    assert(labels.every(Boolean));
+  });
+
+  Deno.test("image: adds one file to its base, root's and writable by nobody", async () => {
+    const files = async (name: string) => {
+      const container = await docker("create", name, "/none");
+      const archive = await Deno.makeTempFile();
+      try {
+        await docker("export", "--output", archive, container);
+        const { stdout } = await new Deno.Command("tar", {
+          args: ["--list", "--verbose", "--numeric-owner", "--file", archive],
+        }).output();
+        const lines = new TextDecoder().decode(stdout).trimEnd().split("\n");
+        return new Map(lines.map((line) => {
+          const [mode = "", owner = "", _size, _day, _time, path = ""] = line.split(/\s+/);
+          return [path, `${mode} ${owner}`];
+        }));
+      } finally {
+        await docker("rm", container);
+        await Deno.remove(archive);
+      }
+    };
+    const base = await inspect(
+      '(index .Config.Labels "org.opencontainers.image.base.name")',
+      image,
+    );
+    const [before, after] = [await files(base), await files(image)];
+    const added = [...after].filter(([path]) => !before.has(path));
+    assertEquals(added, [["devops-info-service", "-r-xr-xr-x 0/0"]]);
+  });
+
+  Deno.test("image: hardened and under any UID it becomes healthy and leaves in order", async () => {
+    for (const user of ["65532:65532", "12345:54321"]) {
+      const container = await docker(
+        ...["run", "--detach", "--user", user, "--publish", "127.0.0.1::5000"],
+        ...["--health-interval", "1s", ...HARDENED, image],
+      );
+      try {
+        let state;
+        do {
+          state = await inspect(".State", container);
+          assert(state.Running, await docker("logs", container));
+          await new Promise((resolve) => setTimeout(resolve, 100));
+        } while (state.Health.Status === "starting");
+        assertEquals(state.Health.Status, "healthy", JSON.stringify(state.Health));
+        const port = Number((await docker("port", container, "5000/tcp")).split(":").at(-1));
+        assertEquals((await ask(port, "GET /health")).status, 200);
+        await docker("stop", container); // 137 would mean that it had to be killed
+        assertEquals(await inspect(".State.ExitCode", container), 0);
+      } finally {
+        await docker("rm", "--force", container);
+      }
+    }
+  });
+}
+
+// ---- What the files of the project must agree on ----
+
 Deno.test("the service may listen, probe, read its variables and the machine, nothing else", async () => {
   const attempts = `
     const tries = {
@@ -1094,4 +1170,10 @@ Deno.test("the permitted variables are the variables, the permitted hosts those 
   assertEquals(values("--allow-env"), Object.keys(DEFAULTS));
   const hosts = VALUES[0]![1].map((host) => host.includes(":") ? `[${host}]` : host);
   assertEquals(values("--allow-net"), hosts);
+});
+
+Deno.test("README and Dockerfile name the same version of Deno", async () => {
+  const [, pinned] = /^ARG DENO_VERSION=(.+)$/m.exec(await Deno.readTextFile("Dockerfile"))!;
+  const named = (await Deno.readTextFile("README.md")).matchAll(/\bdeno@([\d.]+)/g);
+  assertEquals([...new Set(Array.from(named, ([, version]) => version))], [pinned]);
 });
