@@ -11,8 +11,9 @@ RUN case "$TARGETARCH" in \
     esac >target
 COPY deno.json deno.lock ./
 COPY .deno-std .deno-std
-# a stand-in for the source brings std and the runtime to embed into a layer that outlives its changes
-RUN echo 'import "@std/http/status";' >main.ts && deno task compile --target "$(cat target)" && rm -r dist
+# a stand-in for the source brings std, as task std looks for it, and the runtime to embed into a layer
+# that outlives changes of the source
+RUN echo 'import "@std/assert"; import "@std/http/status";' >main.ts && deno task compile --target "$(cat target)" && rm -r dist
 COPY main.ts ./
 RUN deno task compile --target "$(cat target)"
 

@@ -38,8 +38,7 @@ function oneOf<T extends string>(help: string, fallback: NoInfer<T>, values: T[]
 }
 
 function wholeNumber(help: string, fallback: number, max: number) {
-  const parse = (text: string) =>
-    /^\d{1,5}$/.test(text) && Number(text) <= max ? Number(text) : undefined;
+  const parse = (text: string) => /^\d{1,5}$/.test(text) && Number(text) <= max ? Number(text) : undefined;
   return { help, fallback, allowed: `0–${max}`, parse };
 }
 
@@ -53,10 +52,7 @@ const VARIABLES = {
   ]),
   PORT: wholeNumber("port to listen on; 0 takes a free one", 5000, 65535),
   LOG_LEVEL: oneOf("least level that is logged", "info", ["debug", "info", "warn", "error"]),
-  LOG_FORMAT: oneOf("form of a log line; text on a terminal", "json", [
-    "json",
-    "text",
-  ]),
+  LOG_FORMAT: oneOf("form of a log line; text on a terminal", "json", ["json", "text"]),
   TRUST_PROXY: wholeNumber("proxies in front whose X-Forwarded-For is believed", 0, 16),
   DRAIN_SECONDS: wholeNumber("after a signal, serve on as draining for so long", 0, 300),
   SHUTDOWN_SECONDS: wholeNumber("then let running requests finish for so long", 8, 300),
@@ -100,8 +96,10 @@ export interface Service {
   readonly clock: Clock;
   readonly log: Logger;
   /** What `GET /health` says. */
-  status: "healthy" | "draining";
+  status: Status;
 }
+
+type Status = "healthy" | "draining";
 
 /** Where the time comes from, so that a test can say how late it is. */
 export interface Clock {
@@ -111,49 +109,72 @@ export interface Clock {
   monotonic(): number;
 }
 
+/** One request on its way through the service. */
+interface Exchange {
+  readonly service: Service;
+  readonly request: Request;
+  readonly connection: Connection;
+  readonly path: string;
+  /** When it came, on the monotonic clock. */
+  readonly start: number;
+}
+
+/** The part of `Deno.ServeHandlerInfo` that is used, and only when it is, since reading it costs. */
+export interface Connection {
+  readonly remoteAddr: { readonly hostname: string };
+}
+
 interface Route {
   readonly description: string;
-  answer(service: Service, request: Request, peer: string): Response;
+  answer(exchange: Exchange): Response;
 }
 
 const ROUTES = new Map<string, Route>([
   ["/", { description: "Service information", answer: information }],
   ["/health", { description: "Health check", answer: health }],
 ]);
-
-function information(service: Service, request: Request, peer: string): Response {
-  const uptime = uptimeSeconds(service.clock);
-  return json(service, STATUS_CODE.OK, {
-    service: SERVICE,
-    system: service.system,
-    runtime: {
-      uptime_seconds: uptime,
-      uptime_human: humanUptime(uptime),
-      current_time: timestamp(service.clock),
-      timezone: "UTC",
-    },
-    request: {
-      client_ip: clientIp(service, request, peer),
-      user_agent: userAgent(request),
-      method: request.method,
-      path: "/",
-    },
-    endpoints: ENDPOINTS,
-  });
-}
-
 const ENDPOINTS = Array.from(
   ROUTES,
   ([path, { description }]) => ({ path, method: "GET", description }),
 );
 
-function health(service: Service): Response {
-  const healthy = service.status === "healthy";
-  return json(service, healthy ? STATUS_CODE.OK : STATUS_CODE.ServiceUnavailable, {
-    status: service.status,
+const ALLOW = "GET, HEAD, OPTIONS";
+const CONTENT_TYPE = { "content-type": "application/json; charset=utf-8" };
+const ANSWER_HEADERS = headersByStatus(CONTENT_TYPE);
+const OPTIONS_HEADERS = headersByStatus({ allow: ALLOW });
+const NOT_ALLOWED_HEADERS = headersByStatus({ ...CONTENT_TYPE, allow: ALLOW });
+
+function headersByStatus(headers: Record<string, string>): Record<Status, HeadersInit> {
+  const open = { ...headers, "cache-control": "no-store", "x-content-type-options": "nosniff" };
+  return { healthy: open, draining: { ...open, connection: "close" } };
+}
+
+function information(exchange: Exchange): Response {
+  const { service, start } = exchange;
+  const body = {
+    service: SERVICE,
+    system: service.system,
+    runtime: {
+      uptime_seconds: Math.floor(start / 1000),
+      uptime_human: humanUptime(start),
+      current_time: timestamp(service.clock),
+      timezone: "UTC", // which current_time is in
+    },
+    request: { ...client(exchange), method: "GET", path: "/" }, // HEAD is told the length of this too
+    endpoints: ENDPOINTS,
+  };
+  return json(STATUS_CODE.OK, body, ANSWER_HEADERS[service.status]);
+}
+
+function health({ service, start }: Exchange): Response {
+  const { status } = service;
+  const body = {
+    status,
     timestamp: timestamp(service.clock),
-    uptime_seconds: uptimeSeconds(service.clock),
-  });
+    uptime_seconds: Math.floor(start / 1000),
+  };
+  const code = status === "healthy" ? STATUS_CODE.OK : STATUS_CODE.ServiceUnavailable;
+  return json(code, body, ANSWER_HEADERS[status]);
 }
 
 /**
@@ -161,116 +182,110 @@ function health(service: Service): Response {
  *
  * @param service what the answer depends on
  * @param request the request, whose body is never read
- * @param peer IP address at the other end of the connection
+ * @param connection which it came on
  * @returns the answer; where we fail, a 500 that says nothing of the cause, which is logged
  */
-export function handle(service: Service, request: Request, peer: string): Response {
+export function handle(service: Service, request: Request, connection: Connection): Response {
   const { clock, log } = service;
   const start = clock.monotonic();
   const path = pathOf(request.url);
+  const exchange = { service, request, connection, path, start };
   let response: Response;
   let failure = {};
   try {
-    response = route(service, request, peer, path);
+    response = route(exchange);
   } catch (error) {
     failure = { error: Deno.inspect(error) };
-    const { InternalServerError } = STATUS_CODE;
-    response = refuse(service, InternalServerError, "An unexpected error occurred");
+    response = errorAnswer(
+      service,
+      STATUS_CODE.InternalServerError,
+      "An unexpected error occurred",
+    );
   }
-  const isProbe = path === "/health" && response.ok;
-  const level = response.status >= 500 ? "error" : isProbe ? "debug" : "info";
+  const isGoodProbe = path === "/health" && response.ok;
+  const level = response.status >= 500 ? "error" : isGoodProbe ? "debug" : "info";
   if (log.writes(level)) {
     log.write(level, "request", {
       method: request.method,
       path,
       status: response.status,
       duration_ms: Math.round((clock.monotonic() - start) * 1000) / 1000,
-      client_ip: clientIp(service, request, peer),
-      user_agent: userAgent(request),
+      ...client(exchange),
       ...failure,
     });
   }
   return response;
 }
 
-function route(service: Service, request: Request, peer: string, path: string): Response {
-  // only a Host that is there can be bad: HTTP/1.0, which load balancers probe with, has none
-  const host = request.headers.get("host");
-  if (host !== null && !HOST.test(host)) {
-    return refuse(service, STATUS_CODE.BadRequest, "Host is not valid");
+function route(exchange: Exchange): Response {
+  const { service, request: { headers, method }, path } = exchange;
+  // HTTP/1.0 has no Host, and load balancers probe with it: only a Host that is there can be bad
+  const host = headers.get("host");
+  if (host !== null && !isHost(host)) {
+    return errorAnswer(service, STATUS_CODE.BadRequest, "Host is not valid");
   }
   const found = ROUTES.get(path);
-  if (request.method === "OPTIONS" && (found || path === "/*")) {
-    const headers = { ...headersOf(service), ...ALLOW };
-    return new Response(null, { status: STATUS_CODE.NoContent, headers });
+  if (method === "OPTIONS" && (found || path === "/*")) {
+    const { status } = service;
+    return new Response(null, { status: STATUS_CODE.NoContent, headers: OPTIONS_HEADERS[status] });
   }
-  if (!found) return refuse(service, STATUS_CODE.NotFound, "Endpoint does not exist");
-  if (request.method !== "GET" && request.method !== "HEAD") {
-    const message = `Endpoint allows ${ALLOW.allow}`;
-    return refuse(service, STATUS_CODE.MethodNotAllowed, message, ALLOW);
-  }
-  return found.answer(service, request, peer);
+  if (!found) return errorAnswer(service, STATUS_CODE.NotFound, "Endpoint does not exist");
+  if (method === "GET" || method === "HEAD") return found.answer(exchange);
+  const message = `Endpoint allows ${ALLOW}`;
+  return errorAnswer(service, STATUS_CODE.MethodNotAllowed, message, NOT_ALLOWED_HEADERS);
 }
 
 /** RFC 9110, section 4.2: a host that is not empty, and a port. */
-const HOST = /^(?:[\w.~!$&'()*+,;=%-]+|\[[\da-f:.]+\])(?::\d{0,5})?$/i;
-const ALLOW = { allow: "GET, HEAD, OPTIONS" };
+function isHost(text: string): boolean {
+  return /^(?:[\w.~!$&'()*+,;=-]|%[\da-f]{2})+(?::\d{0,5})?$/i.test(text) ||
+    /^\[[\da-f:.]+\](?::\d{0,5})?$/i.test(text) && URL.canParse(`http://${text}`);
+}
 
 /**
  * The path as it was sent. `new URL` would make `/health` of `/%2e%2e/health`, and the runtime makes
  * the URL of the `Host`, which is why a bad one is refused.
  */
 function pathOf(url: string): string {
-  const [beforeQuery = ""] = url.split("?", 1);
+  const [beforeQuery = ""] = url.split(/[?#]/, 1);
   const start = beforeQuery.indexOf("/", beforeQuery.indexOf("//") + 2);
   return start < 0 ? "/" : beforeQuery.slice(start);
 }
 
-type Status = number & keyof typeof STATUS_TEXT;
+type ErrorCode = number & keyof typeof STATUS_TEXT;
 
-function refuse(service: Service, status: Status, message: string, extra = {}): Response {
-  return json(service, status, { error: STATUS_TEXT[status], message }, extra);
+function errorAnswer(
+  service: Service,
+  code: ErrorCode,
+  message: string,
+  headers = ANSWER_HEADERS,
+): Response {
+  return json(code, { error: STATUS_TEXT[code], message }, headers[service.status]);
 }
 
-function json(service: Service, status: number, body: unknown, extra = {}): Response {
-  const type = { "content-type": "application/json; charset=utf-8" };
-  const headers = { ...type, ...headersOf(service), ...extra };
+function json(status: number, body: unknown, headers: HeadersInit): Response {
   return new Response(JSON.stringify(body) + "\n", { status, headers });
 }
 
-function headersOf({ status }: Service) {
-  return status === "healthy" ? HEADERS : LAST_HEADERS;
-}
-
-const HEADERS = { "cache-control": "no-store", "x-content-type-options": "nosniff" };
-const LAST_HEADERS = { ...HEADERS, connection: "close" };
-
-/** Behind N proxies, what the outermost of them saw; a client writes what it likes left of that. */
-function clientIp({ config: { TRUST_PROXY } }: Service, request: Request, peer: string): string {
-  const forwarded = TRUST_PROXY > 0 && request.headers.get("x-forwarded-for");
-  const entry = forwarded && forwarded.split(",").at(-TRUST_PROXY)?.trim();
-  const address = entry && isAddress(entry) ? entry : peer;
-  return address.replace(/^::ffff:(?=[\d.]+$)/i, ""); // how a dual-stack socket shows an IPv4 peer
+function client({ service, request: { headers }, connection }: Exchange) {
+  // behind N proxies, what the outermost of them saw; a client writes what it likes left of that
+  const proxies = service.config.TRUST_PROXY;
+  const seen = proxies > 0 && headers.get("x-forwarded-for")?.split(",").at(-proxies)?.trim();
+  const address = seen && isAddress(seen) ? seen : connection.remoteAddr.hostname;
+  return {
+    client_ip: address.replace(/^::ffff:(?=[\d.]+$)/i, ""), // how a dual-stack socket shows IPv4
+    user_agent: headers.get("user-agent") || "unknown",
+  };
 }
 
 function isAddress(text: string): boolean {
-  const octets = text.split(".");
   return /^[\d.]+$/.test(text)
-    ? octets.length === 4 && octets.every((octet) => octet !== "" && Number(octet) <= 255)
+    ? URL.parse(`http://${text}`)?.hostname === text
     : /^[\da-f:.]+$/i.test(text) && URL.canParse(`http://[${text}]`);
 }
 
-function userAgent(request: Request): string {
-  return request.headers.get("user-agent") || "unknown";
-}
-
-function uptimeSeconds(clock: Clock): number {
-  return Math.floor(clock.monotonic() / 1000);
-}
-
-function humanUptime(seconds: number): string {
+function humanUptime(milliseconds: number): string {
   const count = (n: number, unit: string) => `${n} ${unit}${n === 1 ? "" : "s"}`;
-  const minutes = Math.floor(seconds / 60);
+  const minutes = Math.floor(milliseconds / 60_000);
   return `${count(Math.floor(minutes / 60), "hour")}, ${count(minutes % 60, "minute")}`;
 }
 
@@ -280,13 +295,15 @@ function timestamp(clock: Clock): string {
 
 // ---- Logs ----
 
+const SEVERITY = { debug: 0, info: 1, warn: 2, error: 3 };
+const MAX_QUEUED_CHARACTERS = 1024 * 1024;
+
 /**
  * Writes a line per event. Lines wait in a bounded queue and are written together, asynchronously: a
  * reader that stops reading costs lines, which are counted, and never a request.
  */
 export class Logger {
-  #queue: string[] = [];
-  #queuedLength = 0;
+  #queue = "";
   #dropped = 0;
   #writing: Promise<void> | undefined;
 
@@ -320,22 +337,8 @@ export class Logger {
    */
   write(level: Config["LOG_LEVEL"], msg: string, fields: Record<string, unknown> = {}): void {
     if (!this.writes(level)) return;
-    const line = this.#format(level, msg, fields);
-    if (this.#queuedLength + line.length > QUEUE_LENGTH) this.#dropped++;
-    else this.#enqueue(line);
-  }
-
-  #format(level: Config["LOG_LEVEL"], msg: string, fields: Record<string, unknown>): string {
-    const time = timestamp(this.clock);
-    return this.config.LOG_FORMAT === "json"
-      ? printable({ time, level, msg, ...fields })
-      : [time, level.toUpperCase().padEnd(5), msg, ...pairs(fields)].join(" ");
-  }
-
-  #enqueue(line: string): void {
-    this.#queue.push(line + "\n");
-    this.#queuedLength += line.length;
-    this.#writing ??= this.#writeQueue();
+    if (this.#queue.length > MAX_QUEUED_CHARACTERS) this.#dropped++;
+    else this.#enqueue(level, msg, fields);
   }
 
   /**
@@ -347,22 +350,30 @@ export class Logger {
     await within(milliseconds, this.#writing ?? Promise.resolve());
   }
 
+  #enqueue(level: Config["LOG_LEVEL"], msg: string, fields: Record<string, unknown>): void {
+    const time = timestamp(this.clock);
+    this.#queue += this.config.LOG_FORMAT === "json"
+      ? printable({ time, level, msg, ...fields }) + "\n"
+      : `${time} ${level.toUpperCase().padEnd(5)} ${msg}${pairs(fields)}\n`;
+    this.#writing ??= this.#writeQueue();
+  }
+
   async #writeQueue(): Promise<void> {
+    await undefined; // so that #writing is set before this can be over
     const encoder = new TextEncoder();
-    while (this.#queue.length > 0) {
-      await Promise.resolve(); // what this turn of the event loop still logs goes along
+    while (this.#queue !== "") {
       const lines = this.#queue;
-      this.#queue = [];
-      this.#queuedLength = 0;
+      this.#queue = "";
       try {
-        let bytes = encoder.encode(lines.join(""));
+        let bytes = encoder.encode(lines);
         while (bytes.length > 0) bytes = bytes.subarray(await this.sink(bytes));
-      } catch { // the reader is gone and nobody else can be told; the next line tries again
-        this.#dropped += lines.length;
+      } catch { // the reader is gone, and nobody else can be told
+        this.#dropped += (lines + this.#queue).split("\n").length - 1;
+        this.#queue = "";
         break;
       }
       if (this.#dropped > 0) {
-        this.#enqueue(this.#format("warn", "log lines dropped", { dropped: this.#dropped }));
+        this.#enqueue("warn", "log lines dropped", { dropped: this.#dropped });
         this.#dropped = 0;
       }
     }
@@ -370,13 +381,9 @@ export class Logger {
   }
 }
 
-const SEVERITY = { debug: 0, info: 1, warn: 2, error: 3 };
-const QUEUE_LENGTH = 1024 * 1024;
-
-function pairs(fields: Record<string, unknown>): string[] {
-  return Object.entries(fields).map(([key, value]) =>
-    `${key}=${/^[\w.:/-]+$/.test(`${value}`) ? value : printable(value)}`
-  );
+function pairs(fields: Record<string, unknown>): string {
+  const text = (value: unknown) => /^[\w.:/-]+$/.test(`${value}`) ? value : printable(value);
+  return Object.entries(fields).map(([key, value]) => ` ${key}=${text(value)}`).join("");
 }
 
 /** JSON that neither breaks a line nor steers a terminal: control and direction characters escaped. */
@@ -389,39 +396,62 @@ function printable(value: unknown): string {
 
 // ---- Life and death ----
 
-const FLUSH_MILLISECONDS = 1000;
 const STOP_SIGNALS: [Deno.Signal, number][] = [
   ["SIGINT", 2],
   Deno.build.os === "windows" ? ["SIGBREAK", 21] : ["SIGTERM", 15],
 ];
+const FLUSH_MILLISECONDS = 1000;
+const LAST_FLUSH_MILLISECONDS = 100;
+const LISTEN_AGAIN_MILLISECONDS = 200;
 
 async function serve(config: Config): Promise<number> {
   const clock = { now: () => Date.now(), monotonic: () => performance.now() };
   const log = new Logger(config, clock, (bytes) => Deno.stdout.write(bytes));
   const service: Service = { config, system: readSystem(), clock, log, status: "healthy" };
-  const stopSignal = nextStopSignal();
-  let server: Deno.HttpServer;
-  try {
-    server = Deno.serve({
+
+  const stop = Promise.withResolvers<Deno.Signal>();
+  let stopSignals = 0;
+  for (const [signal, number] of STOP_SIGNALS) {
+    Deno.addSignalListener(signal, async () => {
+      if (++stopSignals === 1) return stop.resolve(signal);
+      await log.flush(LAST_FLUSH_MILLISECONDS);
+      Deno.exit(128 + number);
+    });
+  }
+
+  const listen = (port: number) =>
+    Deno.serve({
       hostname: config.HOST,
-      port: config.PORT,
+      port,
       onListen({ hostname, port }) {
         log.write("info", "listening", { address: hostname, port, version: SERVICE.version });
       },
-    }, (request, { remoteAddr }) => handle(service, request, remoteAddr.hostname));
+    }, (request, connection) => handle(service, request, connection));
+  let server: Deno.HttpServer<Deno.NetAddr>;
+  try {
+    server = listen(config.PORT);
   } catch (error) {
     console.error(`cannot listen on ${config.HOST} port ${config.PORT}: ${error}`);
     return 1;
   }
+  // without a file descriptor left the runtime closes its listener, of which a service need not die
+  const listenAgain = async (error: unknown): Promise<void> => {
+    log.write("error", "cannot accept connections", { error: `${error}` });
+    await sleep(LISTEN_AGAIN_MILLISECONDS);
+    if (stopSignals > 0) return;
+    try {
+      server = listen(server.addr.port);
+      server.finished.catch(listenAgain);
+    } catch (error) {
+      await listenAgain(error);
+    }
+  };
+  server.finished.catch(listenAgain);
 
-  const [signal] = await stopSignal;
-  nextStopSignal().then(async ([, number]) => {
-    await log.flush(FLUSH_MILLISECONDS);
-    Deno.exit(128 + number);
-  });
+  const signal = await stop.promise;
   service.status = "draining";
   log.write("info", "draining", { signal, seconds: config.DRAIN_SECONDS });
-  await new Promise((resolve) => setTimeout(resolve, config.DRAIN_SECONDS * 1000));
+  await sleep(config.DRAIN_SECONDS * 1000);
   const inTime = await within(config.SHUTDOWN_SECONDS * 1000, server.shutdown().then(() => true));
   if (inTime) log.write("info", "stopped");
   else log.write("warn", "stopped before all requests were finished");
@@ -429,10 +459,8 @@ async function serve(config: Config): Promise<number> {
   return inTime ? 0 : 1;
 }
 
-function nextStopSignal(): Promise<[Deno.Signal, number]> {
-  return new Promise((resolve) => {
-    for (const entry of STOP_SIGNALS) Deno.addSignalListener(entry[0], () => resolve(entry));
-  });
+function sleep(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
 
 async function within<T>(milliseconds: number, promise: Promise<T>): Promise<T | undefined> {
@@ -443,29 +471,27 @@ async function within<T>(milliseconds: number, promise: Promise<T>): Promise<T |
 
 // ---- Probe and command line ----
 
-const PROBE_MILLISECONDS = 2000;
+const PROBE_SECONDS = 2;
 
 async function probe({ HOST, PORT }: Config): Promise<number> {
-  const loopback: Record<string, string> = { "0.0.0.0": "127.0.0.1", "::": "::1" };
-  const hostname = loopback[HOST] ?? HOST;
-  try {
-    const answer = await within(PROBE_MILLISECONDS, ask(hostname, PORT));
-    if (answer === undefined) throw "no answer within 2 seconds";
-    const [, status, firstLine] = /^HTTP\/1\.\d (\d{3}) .*?\r\n\r\n([^\r\n]*)/s.exec(answer) ?? [];
-    if (status === undefined) throw "what answers does not speak HTTP";
-    console.log(status, firstLine);
-    return status === "200" ? 0 : 1;
-  } catch (error) {
-    console.log(`${hostname} port ${PORT}: ${error}`);
-    return 1;
-  }
+  // loopback for a wildcard; a container may have no ::1, and :: takes IPv4 as well
+  const hostname = HOST === "0.0.0.0" || HOST === "::" ? "127.0.0.1" : HOST;
+  const late = `no answer within ${PROBE_SECONDS} seconds`;
+  const answer = await within(PROBE_SECONDS * 1000, ask(hostname, PORT).catch(String)) ?? late;
+  const line = answer.replace(/[^\x20-\x7e]+/g, " ").trim().slice(0, 200); // who knows what answered
+  const healthy = line.startsWith("200 ");
+  console.log(healthy ? line : `${hostname} port ${PORT}: ${line}`);
+  return healthy ? 0 : 1;
 }
 
 /** By a bare socket: `fetch` would go through the proxy that `HTTP_PROXY` names, and cost more. */
 async function ask(hostname: string, port: number): Promise<string> {
   const connection = await Deno.connect({ hostname, port });
-  await connection.write(new TextEncoder().encode("GET /health HTTP/1.0\r\n\r\n"));
-  return await new Response(connection.readable).text();
+  const request = `GET /health HTTP/1.0\r\nUser-Agent: ${SERVICE.name}/${SERVICE.version}\r\n\r\n`;
+  await connection.write(new TextEncoder().encode(request));
+  const answer = await new Response(connection.readable).text();
+  const [, code, body] = /^HTTP\/1\.\d (\d{3})\b.*?\r\n\r\n(.*)/s.exec(answer) ?? [];
+  return code ? `${code} ${body}` : `no HTTP: ${answer}`;
 }
 
 const USAGE = `Usage: ${SERVICE.name} [--health | --version | --help]`;
@@ -499,31 +525,32 @@ Exit codes:
  * @returns the exit code
  */
 export async function main(args: readonly string[]): Promise<number> {
-  if (args.length === 0) return await configured(serve);
-  switch (args.join(" ")) {
-    case "--health":
-      return await configured(probe);
-    case "--version":
-      console.log(SERVICE.name, SERVICE.version);
-      return 0;
-    case "--help":
-      console.log(help());
-      return 0;
-    default:
-      console.error(USAGE);
-      return 2;
+  const [option, ...rest] = args;
+  const run = option === undefined ? serve : option === "--health" ? probe : undefined;
+  if (rest.length === 0 && (option === "--version" || option === "--help")) {
+    console.log(option === "--help" ? help() : `${SERVICE.name} ${SERVICE.version}`);
+    return 0;
   }
-}
-
-async function configured(run: (config: Config) => Promise<number>): Promise<number> {
+  if (run === undefined || rest.length > 0) {
+    console.error(`${USAGE}, not ${printable(args.join(" "))}`);
+    return 2;
+  }
   let config: Config;
   try {
-    config = parseConfig(Deno.env.get, Deno.stdout.isTerminal());
+    config = parseConfig(readVariable, Deno.stdout.isTerminal());
   } catch (error) {
     console.error((error as Error).message);
     return 2;
   }
   return await run(config);
+}
+
+function readVariable(name: string): string | undefined {
+  try {
+    return Deno.env.get(name);
+  } catch {
+    return "\ufffd"; // no Unicode, so no value that is allowed
+  }
 }
 
 if (import.meta.main) Deno.exit(await main(Deno.args));
