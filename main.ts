@@ -101,7 +101,7 @@ export interface Service {
   prepared?: Prepared;
 }
 
-type Status = "healthy" | "draining";
+type Status = "healthy" | "unhealthy" | "draining";
 
 /** Where the time comes from, so that a test can say how late it is. */
 export interface Clock {
@@ -154,7 +154,7 @@ const NOT_ALLOWED_HEADERS = headersByStatus({ ...CONTENT_TYPE, allow: ALLOW });
 
 function headersByStatus(headers: Record<string, string>): Record<Status, HeadersInit> {
   const open = { ...headers, "cache-control": "no-store", "x-content-type-options": "nosniff" };
-  return { healthy: open, draining: { ...open, connection: "close" } };
+  return { healthy: open, unhealthy: open, draining: { ...open, connection: "close" } };
 }
 
 /** Both answers, but for what is the request's own. */
@@ -436,6 +436,7 @@ const STOP_SIGNALS: [Deno.Signal, number][] = [
   ["SIGINT", 2],
   Deno.build.os === "windows" ? ["SIGBREAK", 21] : ["SIGTERM", 15],
 ];
+const DRILL_SIGNAL = "SIGUSR2";
 const FLUSH_MILLISECONDS = 1000;
 const LAST_FLUSH_MILLISECONDS = 100;
 const LISTEN_AGAIN_MILLISECONDS = 200;
@@ -452,6 +453,14 @@ async function serve(config: Config): Promise<number> {
       if (++stopSignals === 1) return stop.resolve(signal);
       await log.flush(LAST_FLUSH_MILLISECONDS);
       Deno.exit(128 + number);
+    });
+  }
+
+  if (Deno.build.os !== "windows") {
+    Deno.addSignalListener(DRILL_SIGNAL, () => {
+      if (service.status === "draining") return;
+      service.status = service.status === "healthy" ? "unhealthy" : "healthy";
+      log.write("warn", "health switched by hand", { status: service.status });
     });
   }
 
@@ -546,6 +555,10 @@ ${USAGE}
 
 Environment:
 ${variables.join("\n")}
+
+Signals:
+  SIGTERM, SIGINT   drain, shut down, end; a second one ends at once
+  SIGUSR2           switch /health between healthy and unhealthy, for drills
 
 Exit codes:
   0                 stopped in order; --health: the answer was 200
