@@ -1630,6 +1630,7 @@ for (const form of FORMS) {
         "the descriptors to come back",
       );
     }
+    console.log(`${before.megabytes} MB, then ${peaks.join(", ")} MB`);
     // the C library keeps what was freed for the next wave, which then needs no more
     assert(Math.max(...peaks) < 350, `${peaks} MB`);
     assert(peaks[3]! < peaks[2]! * 1.1, `${peaks} MB`);
@@ -1645,6 +1646,7 @@ for (const form of FORMS) {
     await Promise.all(clients.map((client) => send(client, http("/").repeat(100))));
     assertEquals((await health(service.port)).status, 200);
     const { megabytes } = await resources(service);
+    console.log(`${before.megabytes} MB, then ${megabytes} MB`);
     assert(megabytes < 350, `${megabytes} MB`);
     for (const client of clients) client.close();
     await until(
