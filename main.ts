@@ -277,10 +277,14 @@ function isHost(host: string | null): boolean {
 
 /** The path as it was sent: `new URL` would make `/health` of `/%2e%2e/health`. */
 function pathOf(url: string): string {
-  const query = url.indexOf("?");
-  const end = query < 0 ? url.length : query;
-  const start = url.indexOf("/", url.indexOf("//") + 2);
-  return start < 0 || start > end ? "/" : url.slice(start, end);
+  const hierarchy = before("?", before("#", url));
+  const start = hierarchy.indexOf("/", hierarchy.indexOf("//") + 2);
+  return start < 0 ? "/" : hierarchy.slice(start);
+}
+
+function before(delimiter: string, text: string): string {
+  const end = text.indexOf(delimiter);
+  return end < 0 ? text : text.slice(0, end);
 }
 
 type ErrorCode = number & keyof typeof STATUS_TEXT;
