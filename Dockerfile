@@ -13,8 +13,11 @@ COPY deno.json deno.lock ./
 COPY .deno-std .deno-std
 # a stand-in for the source brings std, as task std looks for it, and the runtime to embed into a layer
 # that outlives changes of the source
-RUN echo 'import "@std/assert"; import "@std/http/status";' >main.ts && deno task compile --target "$(cat target)" && rm -r dist
+RUN for module in assert http/negotiation http/status; do echo "import '@std/$module';"; done >main.ts && \
+    deno task compile --target "$(cat target)" && rm -r dist
 COPY main.ts ./
+# OpenTelemetry is decided here, for good; with it, console lines are exported instead of printed
+ARG OTEL_DENO=false OTEL_DENO_CONSOLE=replace
 RUN deno task compile --target "$(cat target)"
 
 FROM gcr.io/distroless/cc-debian13:nonroot

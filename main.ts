@@ -6,6 +6,7 @@
  *
  * @module
  */
+import { accepts } from "@std/http/negotiation";
 import { STATUS_CODE, STATUS_TEXT } from "@std/http/status";
 import project from "./deno.json" with { type: "json" };
 
@@ -149,6 +150,7 @@ const ENDPOINTS = Array.from(
 const ALLOW = "GET, HEAD, OPTIONS";
 const CONTENT_TYPE = { "content-type": "application/json; charset=utf-8" };
 const ANSWER_HEADERS = headersByStatus(CONTENT_TYPE);
+const INFORMATION_HEADERS = headersByStatus({ ...CONTENT_TYPE, vary: "accept" });
 const OPTIONS_HEADERS = headersByStatus({ allow: ALLOW });
 const NOT_ALLOWED_HEADERS = headersByStatus({ ...CONTENT_TYPE, allow: ALLOW });
 
@@ -194,11 +196,15 @@ function prepare(service: Service, start: number): Prepared {
 }
 
 function information(exchange: Exchange): Response {
-  const { service, start } = exchange;
+  const { service, request, start } = exchange;
+  const { status } = service;
   // HEAD is told the length of what GET gets
-  const request = JSON.stringify({ ...clientOf(exchange), method: "GET", path: "/" });
-  const body = prepare(service, start).information.join(request);
-  return new Response(body, { headers: ANSWER_HEADERS[service.status] });
+  const own = JSON.stringify({ ...clientOf(exchange), method: "GET", path: "/" });
+  const body = prepare(service, start).information.join(own);
+  if (accepts(request, "application/json", "text/html") === "text/html") {
+    return new Response(page(JSON.parse(body), status), { headers: PAGE_HEADERS[status] });
+  }
+  return new Response(body, { headers: INFORMATION_HEADERS[status] });
 }
 
 function health({ service, start }: Exchange): Response {
@@ -332,6 +338,74 @@ function timestamp(clock: Clock): string {
   return new Date(clock.now()).toISOString();
 }
 
+// ---- The page: what GET / answers, for people ----
+
+const STYLE = `
+:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
+body { max-width: 60rem; margin: auto; padding: 1rem }
+header { display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: center }
+h1, h2 { margin: 0; line-height: 1.2 }
+h2 { font-size: 1rem; text-transform: capitalize }
+header p { flex-basis: 100%; margin: .5rem 0 1rem }
+strong { padding: .1rem .8rem; border-radius: 1rem; color: #fff; background: #b3261e }
+.healthy { background: #186a3b }
+main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem }
+section { padding: 1rem; border: 1px solid #8886; border-radius: .5rem }
+dl { display: grid; grid-template-columns: auto 1fr; gap: 0 1rem; margin: .5rem 0 0 }
+dt { opacity: .75 }
+dd { margin: 0; overflow-wrap: anywhere; font-family: ui-monospace, monospace }`;
+const STYLE_HASH = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(STYLE));
+const PAGE_HEADERS = headersByStatus({
+  "content-type": "text/html; charset=utf-8",
+  "content-security-policy": `default-src 'none'; style-src 'sha256-${
+    btoa(String.fromCharCode(...new Uint8Array(STYLE_HASH)))
+  }'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'`,
+  "referrer-policy": "no-referrer",
+  vary: "accept",
+});
+
+type Section = Record<string, unknown>;
+
+function page({ service, ...sections }: Record<string, Section | Section[]>, status: Status): string {
+  const { name, description, ...rest } = service as Section;
+  const color = status === "healthy" ? "186a3b" : "b3261e";
+  return `<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>${escape(name)}: ${status}</title>
+<link rel="icon" href="data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 2 2'>\
+<circle cx='1' cy='1' r='1' fill='%23${color}'/></svg>">
+<style>${STYLE}</style>
+</head>
+<body>
+<header><h1>${escape(name)}</h1><strong class="${status}">${status}</strong><p>${
+    escape(description)
+  }</p></header>
+<main>
+${Object.entries({ service: rest, ...sections }).map(section).join("\n")}
+</main>
+</body>
+</html>
+`;
+}
+
+function section([title, content]: [string, Section | Section[]]): string {
+  return `<section><h2>${escape(title)}</h2>${[content].flat().map(list).join("")}</section>`;
+}
+
+function list(content: Section): string {
+  const items = Object.entries(content).map(([key, value]) =>
+    `<dt>${escape(key.replaceAll("_", " "))}</dt><dd>${escape(value)}</dd>`
+  );
+  return `<dl>${items.join("")}</dl>`;
+}
+
+function escape(text: unknown): string {
+  return String(text).replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
+}
+
 // ---- Logs ----
 
 const SEVERITY = { debug: 0, info: 1, warn: 2, error: 3 };
@@ -351,11 +425,13 @@ export class Logger {
    * @param config which lines to write, and in which form
    * @param clock tells the time of a line
    * @param sink writes some of the bytes and returns how many, as `Deno.stdout.write` does
+   * @param telemetry takes a line as well, on the spot, where it has the trace of the request
    */
   constructor(
     private readonly config: Pick<Config, "LOG_LEVEL" | "LOG_FORMAT">,
     private readonly clock: Clock,
     private readonly sink: (bytes: Uint8Array) => Promise<number>,
+    private readonly telemetry?: (level: Config["LOG_LEVEL"], line: string) => void,
   ) {}
 
   /**
@@ -392,9 +468,11 @@ export class Logger {
 
   #enqueue(level: Config["LOG_LEVEL"], msg: string, fields: Record<string, unknown>): void {
     const time = timestamp(this.clock);
-    this.#queue += this.config.LOG_FORMAT === "json"
-      ? printable({ time, level, msg, ...fields }) + "\n"
-      : `${time} ${level.toUpperCase().padEnd(5)} ${msg}${pairs(fields)}\n`;
+    const line = this.config.LOG_FORMAT === "json"
+      ? printable({ time, level, msg, ...fields })
+      : `${time} ${level.toUpperCase().padEnd(5)} ${msg}${pairs(fields)}`;
+    this.telemetry?.(level, line);
+    this.#queue += line + "\n";
     this.#writing ??= this.#writeQueue();
   }
 
@@ -447,7 +525,12 @@ const LISTEN_AGAIN_MILLISECONDS = 200;
 
 async function serve(config: Config): Promise<number> {
   const clock = { now: () => Date.now(), monotonic: () => performance.now() };
-  const log = new Logger(config, clock, (bytes) => Deno.stdout.write(bytes));
+  const log = new Logger(
+    config,
+    clock,
+    (bytes) => Deno.stdout.write(bytes),
+    hasTelemetry() ? (level, line) => console[level](line) : undefined,
+  );
   const service: Service = { config, system: readSystem(), clock, log, status: "healthy" };
 
   const stop = Promise.withResolvers<Deno.Signal>();
@@ -506,6 +589,20 @@ async function serve(config: Config): Promise<number> {
   else log.write("warn", "stopped before all requests were finished");
   await log.flush(FLUSH_MILLISECONDS);
   return inTime ? 0 : 1;
+}
+
+/**
+ * Whether the runtime exports OpenTelemetry, which is decided when it starts or when it was compiled
+ * (`OTEL_DENO`). It takes logs from the console alone, and keeps them from standard output with
+ * `OTEL_DENO_CONSOLE=replace`.
+ */
+function hasTelemetry(): boolean {
+  try {
+    Deno.telemetry.tracerProvider.getTracer(SERVICE.name).startSpan("start").end();
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function sleep(milliseconds: number): Promise<void> {

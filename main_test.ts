@@ -374,10 +374,10 @@ const FORMS = [processForm("source", Deno.execPath(), "run", "--quiet", ...SOURC
 const executable = Deno.env.get("EXECUTABLE");
 if (executable) FORMS.push(processForm("executable", executable));
 
-const image = Deno.env.get("IMAGE");
 const HARDENED = "--read-only --cap-drop ALL --security-opt no-new-privileges --pids-limit 64".split(" ");
-if (image) {
-  FORMS.push({
+
+function imageForm(image: string): Form {
+  return {
     name: "image",
     command: (env, container, { descriptors, memory = "128m" }) => [
       ...["docker", "run", "--rm", "--name", container, "--network", "host", ...HARDENED],
@@ -386,8 +386,11 @@ if (image) {
       ...Object.entries(env).flatMap(([name, value]) => ["--env", `${name}=${value}`]),
       image,
     ],
-  });
+  };
 }
+
+const image = Deno.env.get("IMAGE");
+if (image) FORMS.push(imageForm(image));
 
 async function taskOutput(task: string): Promise<string[]> {
   const { stdout } = await new Deno.Command(Deno.execPath(), {
@@ -1777,6 +1780,252 @@ for (const form of FORMS) {
     service.kill("SIGTERM");
     assertEquals(await service.code(), 0);
   }, !SOAK || !await isInstalled("wrk"));
+}
+
+// ---- The page and telemetry ----
+
+const CHROMIUM = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(exists);
+const BROWSER_ACCEPT = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8";
+const HOSTILE_AGENTS = [
+  "<script>alert(1)</script>",
+  `"><img src=x onerror=alert(1)>`,
+  "</dd></dl><style>body{display:none}</style>",
+  "&lt;b&gt; ' &#x3c;",
+];
+
+function unescape(html: string): string {
+  return html.replace(/&#(\d+);/g, (_, code) => String.fromCharCode(code));
+}
+
+for (const form of FORMS) {
+  const test = (name: string, fn: () => Promise<void>, ignore = false) =>
+    Deno.test({ name: `${form.name}: ${name}`, fn, ignore });
+
+  test("GET / is a page for who prefers HTML, and JSON for everybody else", async () => {
+    await using service = await start(form);
+    for (
+      const [accept, type] of [
+        [BROWSER_ACCEPT, "text/html"],
+        ["text/html", "text/html"],
+        ["text/*", "text/html"],
+        ["application/json;q=0.5, text/html", "text/html"],
+        ["*/*", "application/json"],
+        ["application/json", "application/json"],
+        ["text/html;q=0.5, application/json", "application/json"],
+        ["application/*, text/html;q=0.9", "application/json"],
+        ["text/html;q=0", "application/json"],
+        ["image/png", "application/json"],
+        ["nonsense", "application/json"],
+        ["", "application/json"],
+        [undefined, "application/json"],
+      ] as const
+    ) {
+      const fields = ["Host: x", ...(accept === undefined ? [] : [`Accept: ${accept}`])];
+      const { status, headers, body } = await ask(service.port, "GET /", { fields });
+      assertEquals([status, headers.get("content-type")], [200, `${type}; charset=utf-8`], accept);
+      assertMatch(headers.get("vary")!, /\baccept\b(?!-)/i);
+      assertEquals(headers.get("cache-control"), "no-store");
+      const head = await ask(service.port, "HEAD /", { fields });
+      const length = new TextEncoder().encode(body).length;
+      assertEquals(head.headers.get("content-length"), String(length), "HEAD");
+    }
+    const { headers } = await ask(service.port, "GET /health", { fields: ["Host: x", "Accept: text/html"] });
+    assertEquals(headers.get("content-type"), "application/json; charset=utf-8");
+  });
+
+  test("the page shows the JSON object, allows nothing but its style, and escapes", async () => {
+    await using service = await start(form);
+    for (const agent of HOSTILE_AGENTS) {
+      const fields = ["Host: x", `User-Agent: ${agent}`];
+      const json = JSON.parse((await ask(service.port, "GET /", { fields })).body);
+      const page = await ask(service.port, "GET /", { fields: [...fields, "Accept: text/html"] });
+
+      const style = /<style>([^]*?)<\/style>/.exec(page.body)![1]!;
+      const hash = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(style));
+      const policy = page.headers.get("content-security-policy")!.split("; ");
+      assert(policy.includes("default-src 'none'") && policy.includes("frame-ancestors 'none'"));
+      assert(
+        policy.includes(`style-src 'sha256-${btoa(String.fromCharCode(...new Uint8Array(hash)))}'`),
+        "the policy names another style",
+      );
+      assertEquals(page.headers.get("referrer-policy"), "no-referrer");
+      assertNotMatch(page.body, /<script|<img|onerror=alert\(1\)>|<\/dd><\/dl><style/);
+      assertEquals(page.body.match(/(src|href)="[^"]{0,5}/g), [`href="data:`], "an outside resource");
+
+      const items = [...page.body.matchAll(/<dt>(.*?)<\/dt><dd>(.*?)<\/dd>/g)]
+        .map(([, key, value]) => [key!.replaceAll(" ", "_"), unescape(value!)]);
+      const { name, description, ...rest } = json.service;
+      const expected = [rest, json.system, json.runtime, json.request, ...json.endpoints]
+        .flatMap((section) => Object.entries(section).map(([key, value]) => [key, String(value)]));
+      const withoutTime = (entries: unknown[][]) =>
+        entries.filter(([key]) => key !== "current_time" && key !== "uptime_seconds");
+      assertEquals(withoutTime(items as unknown[][]), withoutTime(expected));
+      assertMatch(page.body, new RegExp(`<h1>${name}</h1><strong class="healthy">healthy</strong>`));
+      assert(page.body.includes(description));
+    }
+    service.kill("SIGUSR2");
+    await service.output(/switched by hand/);
+    const { status, body } = await ask(service.port, "GET /", { fields: ["Host: x", "Accept: text/html"] });
+    assertEquals(status, 200);
+    assertMatch(body, /<title>devops-info-service: unhealthy<\/title>[^]*<strong class="unhealthy">/);
+  }, Deno.build.os === "windows");
+}
+
+/** Lets Chromium load a page and gives its DOM, what it has to complain of, and its first pixel. */
+async function browse(url: string, flags: string[] = []) {
+  const folder = await Deno.makeTempDir();
+  const chromium = async (...args: string[]) => {
+    const { stdout, stderr } = await within(
+      new Deno.Command(CHROMIUM!, {
+        args: [
+          ...["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"],
+          ...["--disable-background-networking", "--disable-component-update", "--disable-sync"],
+          ...[`--user-data-dir=${folder}/profile`, "--enable-logging=stderr", ...flags, ...args, url],
+        ],
+      }).output(),
+      "Chromium",
+    );
+    return [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes));
+  };
+  try {
+    const [dom = "", log = ""] = await chromium("--dump-dom");
+    await chromium("--window-size=390,844", `--screenshot=${folder}/page.png`);
+    const pixel = await firstPixel(await Deno.readFile(`${folder}/page.png`));
+    return { dom, complaints: log.split("\n").filter((line) => line.includes("CONSOLE")), pixel };
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+/** The pixel that every filter of PNG leaves as it is: the one at the top left, as red, green, blue. */
+async function firstPixel(png: Uint8Array<ArrayBuffer>): Promise<number[]> {
+  const view = new DataView(png.buffer, png.byteOffset);
+  const chunks: Uint8Array<ArrayBuffer>[] = [];
+  for (let at = 8; at < png.length; at += 12 + view.getUint32(at)) {
+    const type = String.fromCharCode(...png.subarray(at + 4, at + 8));
+    if (type === "IDAT") chunks.push(png.subarray(at + 8, at + 8 + view.getUint32(at)));
+  }
+  const pixels = new Blob(chunks).stream().pipeThrough(new DecompressionStream("deflate"));
+  return [...await new Response(pixels).bytes()].slice(1, 4);
+}
+
+Deno.test({
+  name: "source: Chromium shows the page in both schemes and has nothing to complain of",
+  ignore: !CHROMIUM,
+  fn: async () => {
+    await using service = await start(FORMS[0]!);
+    const url = `http://127.0.0.1:${service.port}/`;
+    const light = await browse(url, ["--blink-settings=preferredColorScheme=1"]);
+    const dark = await browse(url, ["--blink-settings=preferredColorScheme=0"]);
+    assertEquals([light.complaints, dark.complaints], [[], []]);
+    assertEquals(light.pixel, [255, 255, 255]);
+    assert(dark.pixel.every((part) => part < 64), `${dark.pixel} is not dark`);
+    assertMatch(light.dom, /<strong class="healthy">healthy<\/strong>/);
+    for (const agent of HOSTILE_AGENTS) {
+      const { dom, complaints } = await browse(url, [`--user-agent=${agent}`]);
+      assertEquals(complaints, []);
+      const text = /<dt>user agent<\/dt><dd>(.*?)<\/dd>/.exec(dom)?.[1] ?? "";
+      const shown = text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
+      assertEquals(shown, agent);
+    }
+  },
+});
+
+Deno.test({
+  name: "Chromium would complain of a page that breaks its policy",
+  ignore: !CHROMIUM,
+  fn: async () => {
+    const headers = { "content-type": "text/html", "content-security-policy": "default-src 'none'" };
+    await using server = Deno.serve(
+      { hostname: "127.0.0.1", port: 0, onListen() {} },
+      () => new Response("<!doctype html><style>body { color: red }</style>", { headers }),
+    );
+    const { complaints } = await browse(`http://127.0.0.1:${server.addr.port}/`);
+    assertMatch(complaints.join(), /Content Security Policy/);
+  },
+});
+
+/** A small OTLP receiver: keeps what is exported to it, by path. */
+function receiveTelemetry() {
+  // deno-lint-ignore no-explicit-any
+  const received: Record<string, any[]> = { "/v1/traces": [], "/v1/metrics": [], "/v1/logs": [] };
+  const server = Deno.serve({ hostname: "127.0.0.1", port: 0, onListen() {} }, async (request) => {
+    received[new URL(request.url).pathname]!.push(await request.json());
+    return Response.json({});
+  });
+  const env = {
+    OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${server.addr.port}`,
+    OTEL_EXPORTER_OTLP_PROTOCOL: "http/json",
+    OTEL_METRIC_EXPORT_INTERVAL: "200",
+    OTEL_BSP_SCHEDULE_DELAY: "100",
+    OTEL_BLRP_SCHEDULE_DELAY: "100",
+  };
+  return {
+    env,
+    stop: () => server.shutdown(),
+    spans: () =>
+      received["/v1/traces"]!.flatMap(({ resourceSpans }) =>
+        resourceSpans.flatMap(({ scopeSpans }: { scopeSpans: { spans: unknown[] }[] }) =>
+          scopeSpans.flatMap(({ spans }) => spans)
+        )
+      ),
+    metrics: () => JSON.stringify(received["/v1/metrics"]),
+    logs: () =>
+      received["/v1/logs"]!.flatMap(({ resourceLogs }) =>
+        resourceLogs.flatMap(({ scopeLogs }: { scopeLogs: { logRecords: unknown[] }[] }) =>
+          scopeLogs.flatMap(({ logRecords }) => logRecords)
+        )
+      ),
+    isEmpty: () => Object.values(received).every((batches) => batches.length === 0),
+  };
+}
+
+const TRACE = "4bf92f3577b34da6a3ce929d0e0e4736";
+const PARENT = "00f067aa0ba902b7";
+const TRACED = ["Host: x", `traceparent: 00-${TRACE}-${PARENT}-01`];
+const otelImage = Deno.env.get("OTEL_IMAGE");
+
+for (const form of [FORMS[0]!, ...(otelImage ? [imageForm(otelImage)] : [])]) {
+  Deno.test(`${form.name}: with OTEL_DENO it exports span, metric and log line of a request`, async () => {
+    const telemetry = receiveTelemetry();
+    const chosen = form.name === "source" ? { OTEL_DENO: "true", OTEL_DENO_CONSOLE: "replace" } : {};
+    try {
+      await using service = await start(form, { ...telemetry.env, ...chosen });
+      await ask(service.port, "GET /", { fields: TRACED });
+      await until(() => telemetry.metrics().includes("http.server.request.duration"), "the metric");
+      await until(() => telemetry.spans().some(({ traceId }) => traceId === TRACE), "the span");
+      service.kill("SIGTERM");
+      assertEquals(await service.code(), 0);
+      const span = telemetry.spans().find(({ traceId }) => traceId === TRACE);
+      assertEquals([span.parentSpanId, span.kind], [PARENT, 2], "a server span under the caller's");
+      await until(() => telemetry.logs().some(({ traceId }) => traceId === TRACE), "the log line");
+      const record = telemetry.logs().find(({ traceId }) => traceId === TRACE);
+      assertEquals([record.spanId, record.severityText], [span.spanId, "INFO"]);
+      const line = JSON.parse(record.body.stringValue);
+      assertEquals([line.msg, line.path], ["request", "/"]);
+      // standard output has each line once, as ever
+      assertEquals(service.lines.map(({ msg }) => msg), ["listening", "request", "draining", "stopped"]);
+    } finally {
+      await telemetry.stop();
+    }
+  });
+}
+
+for (const form of FORMS) {
+  Deno.test(`${form.name}: without OTEL_DENO it exports nothing`, async () => {
+    const telemetry = receiveTelemetry();
+    try {
+      // an executable has it decided when it is compiled
+      const tried = form.name === "source" ? {} : { OTEL_DENO: "true" };
+      await using service = await start(form, { ...telemetry.env, ...tried });
+      await ask(service.port, "GET /", { fields: TRACED });
+      service.kill("SIGTERM");
+      assertEquals(await service.code(), 0);
+      assert(telemetry.isEmpty());
+    } finally {
+      await telemetry.stop();
+    }
+  });
 }
 
 // ---- What only the image shows ----
