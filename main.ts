@@ -44,13 +44,7 @@ function wholeNumber(help: string, fallback: number, max: number) {
 }
 
 const VARIABLES = {
-  HOST: oneOf("address to listen on", "0.0.0.0", [
-    "0.0.0.0",
-    "::",
-    "127.0.0.1",
-    "::1",
-    "localhost",
-  ]),
+  HOST: oneOf("address to listen on", "0.0.0.0", ["0.0.0.0", "::", "127.0.0.1", "::1", "localhost"]),
   PORT: wholeNumber("port to listen on; 0 takes a free one", 5000, 65535),
   LOG_LEVEL: oneOf("least level that is logged", "info", ["debug", "info", "warn", "error"]),
   LOG_FORMAT: oneOf("form of a log line; text on a terminal", "json", ["json", "text"]),
@@ -72,10 +66,7 @@ export type Config = {
  * @returns the value of every variable, or its default
  * @throws {RangeError} when values are not allowed: a line for each, with what is
  */
-export function parseConfig(
-  get: (name: string) => string | undefined,
-  isTerminal: boolean,
-): Config {
+export function parseConfig(get: (name: string) => string | undefined, isTerminal: boolean): Config {
   const problems: string[] = [];
   const entries = Object.entries(VARIABLES).map(([name, { fallback, allowed, parse }]) => {
     const text = get(name);
@@ -120,12 +111,7 @@ interface Exchange {
   readonly path: string;
   /** When it came, on the monotonic clock. */
   readonly start: number;
-  client?: Client;
-}
-
-interface Client {
-  readonly client_ip: string;
-  readonly user_agent: string;
+  client?: { readonly client_ip: string; readonly user_agent: string };
 }
 
 /** The part of `Deno.ServeHandlerInfo` that is used, and only when it is, since reading it costs. */
@@ -142,10 +128,7 @@ const ROUTES = new Map<string, Route>([
   ["/", { description: "Service information", answer: information }],
   ["/health", { description: "Health check", answer: health }],
 ]);
-const ENDPOINTS = Array.from(
-  ROUTES,
-  ([path, { description }]) => ({ path, method: "GET", description }),
-);
+const ENDPOINTS = Array.from(ROUTES, ([path, { description }]) => ({ path, method: "GET", description }));
 
 const ALLOW = "GET, HEAD, OPTIONS";
 const CONTENT_TYPE = { "content-type": "application/json; charset=utf-8" };
@@ -167,6 +150,9 @@ interface Prepared {
   readonly information: readonly string[];
 }
 
+/** Where the request's own part goes; no string can contain it, since JSON escapes quotes. */
+const REQUEST = '"request":null';
+
 /** Time to the millisecond is all that changes, so under load a hundred requests share this work. */
 function prepare(service: Service, start: number): Prepared {
   const { status, system, clock, prepared } = service;
@@ -184,14 +170,14 @@ function prepare(service: Service, start: number): Prepared {
       current_time: time,
       timezone: "UTC", // which current_time is in
     },
-    request: "",
+    request: null,
     endpoints: ENDPOINTS,
   };
   return service.prepared = {
     millisecond,
     status,
     health: toLine(health),
-    information: toLine(information).split('""'),
+    information: toLine(information).split(REQUEST),
   };
 }
 
@@ -199,8 +185,8 @@ function information(exchange: Exchange): Response {
   const { service, request, start } = exchange;
   const { status } = service;
   // HEAD is told the length of what GET gets
-  const own = JSON.stringify({ ...clientOf(exchange), method: "GET", path: "/" });
-  const body = prepare(service, start).information.join(own);
+  const own = { ...clientOf(exchange), method: "GET", path: "/" };
+  const body = prepare(service, start).information.join(`"request":${JSON.stringify(own)}`);
   if (accepts(request, "application/json", "text/html") === "text/html") {
     return new Response(page(JSON.parse(body), status), { headers: PAGE_HEADERS[status] });
   }
@@ -233,11 +219,7 @@ export function handle(service: Service, request: Request, connection: Connectio
     response = route(exchange);
   } catch (error) {
     failure = { error: Deno.inspect(error) };
-    response = errorAnswer(
-      service,
-      STATUS_CODE.InternalServerError,
-      "An unexpected error occurred",
-    );
+    response = errorAnswer(service, STATUS_CODE.InternalServerError, "An unexpected error occurred");
   }
   const isGoodProbe = path === "/health" && response.ok;
   const level = response.status >= 500 ? "error" : isGoodProbe ? "debug" : "info";
@@ -295,21 +277,16 @@ function before(delimiter: string, text: string): string {
 
 type ErrorCode = number & keyof typeof STATUS_TEXT;
 
-function errorAnswer(
-  service: Service,
-  code: ErrorCode,
-  message: string,
-  headers = ANSWER_HEADERS,
-): Response {
+function errorAnswer({ status }: Service, code: ErrorCode, message: string, headers = ANSWER_HEADERS) {
   const body = toLine({ error: STATUS_TEXT[code], message });
-  return new Response(body, { status: code, headers: headers[service.status] });
+  return new Response(body, { status: code, headers: headers[status] });
 }
 
 function toLine(value: unknown): string {
   return JSON.stringify(value) + "\n";
 }
 
-function clientOf(exchange: Exchange): Client {
+function clientOf(exchange: Exchange) {
   if (exchange.client) return exchange.client;
   const { service, request: { headers }, connection } = exchange;
   // behind N proxies, what the outermost of them saw; a client writes what it likes left of that
@@ -412,6 +389,8 @@ const SEVERITY = { debug: 0, info: 1, warn: 2, error: 3 };
 const MAX_QUEUED_CHARACTERS = 1024 * 1024;
 const BATCH_MILLISECONDS = 10;
 
+type Telemetry = (level: Config["LOG_LEVEL"], line: string) => void;
+
 /**
  * Writes a line per event. Lines wait in a bounded queue and are written together, asynchronously: a
  * reader that stops reading costs lines, which are counted, and never a request.
@@ -431,7 +410,7 @@ export class Logger {
     private readonly config: Pick<Config, "LOG_LEVEL" | "LOG_FORMAT">,
     private readonly clock: Clock,
     private readonly sink: (bytes: Uint8Array) => Promise<number>,
-    private readonly telemetry?: (level: Config["LOG_LEVEL"], line: string) => void,
+    private readonly telemetry?: Telemetry,
   ) {}
 
   /**
@@ -525,12 +504,8 @@ const LISTEN_AGAIN_MILLISECONDS = 200;
 
 async function serve(config: Config): Promise<number> {
   const clock = { now: () => Date.now(), monotonic: () => performance.now() };
-  const log = new Logger(
-    config,
-    clock,
-    (bytes) => Deno.stdout.write(bytes),
-    hasTelemetry() ? (level, line) => console[level](line) : undefined,
-  );
+  const telemetry: Telemetry | undefined = hasTelemetry() ? (level, line) => console[level](line) : undefined;
+  const log = new Logger(config, clock, (bytes) => Deno.stdout.write(bytes), telemetry);
   const service: Service = { config, system: readSystem(), clock, log, status: "healthy" };
 
   const stop = Promise.withResolvers<Deno.Signal>();

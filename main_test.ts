@@ -114,6 +114,15 @@ Deno.test("handle() answers GET / with exactly the agreed keys in their order", 
   );
 });
 
+Deno.test("handle() puts the request where it belongs, whatever the machine is called", async () => {
+  for (const hostname of ["", '"', '"request":null', "request", "\\"]) {
+    const { service } = serviceFor();
+    const named = { ...service, system: { ...service.system, hostname } };
+    const { system, request } = await handle(named, get("/"), from("::1")).json();
+    assertEquals([system.hostname, request.path], [hostname, "/"]);
+  }
+});
+
 Deno.test("handle() answers GET /health with the state, the time and the uptime", async () => {
   const { service } = serviceFor({}, 3_600_999);
   const body = (status: string) =>
