@@ -2037,6 +2037,159 @@ for (const form of FORMS) {
   });
 }
 
+// ---- The description of the API ----
+
+const OPENAPI = JSON.parse(await Deno.readTextFile("docs/openapi.json"));
+
+/** What the description says of a request: its operation, or that of any other method or path. */
+function operationOf(method: string, path: string) {
+  const { OtherMethod, OtherPath } = OPENAPI.components.pathItems;
+  const item = OPENAPI.paths[path];
+  return item?.[method.toLowerCase()] ?? (item ? OtherMethod.post : OtherPath.get);
+}
+
+function dereference(pointer: string) {
+  return pointer.slice(2).split("/").reduce((node, key) => node[key], OPENAPI);
+}
+
+/** Lets ajv, which knows JSON Schema better than a test should, validate values by schemas in the description. */
+async function validate(values: { schema: unknown; value: unknown; about: string }[]) {
+  const script = `
+    import { Ajv2020 } from "npm:ajv@8.20.0/dist/2020.js";
+    import formats from "npm:ajv-formats@3.0.1";
+    const { description, values } = JSON.parse(await new Response(Deno.stdin.readable).text());
+    const ajv = new Ajv2020({ strict: false, allErrors: true });
+    formats.default(ajv);
+    ajv.addSchema({ $id: "http://description/", ...description });
+    for (const { schema, value, about } of values) {
+      const text = JSON.stringify(schema).replaceAll('"#/', '"http://description/#/');
+      if (!ajv.validate(JSON.parse(text), value)) console.log(about, ajv.errorsText());
+    }`;
+  const child = new Deno.Command(Deno.execPath(), {
+    args: [
+      "run",
+      "--quiet",
+      "--no-lock",
+      "--no-config",
+      "--allow-all",
+      `data:text/javascript,${encodeURIComponent(script)}`,
+    ],
+    stdin: "piped",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
+  const writer = child.stdin.getWriter();
+  await writer.write(new TextEncoder().encode(JSON.stringify({ description: OPENAPI, values })));
+  await writer.close();
+  const { stdout, stderr } = await child.output();
+  return new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr);
+}
+
+for (const form of FORMS) {
+  Deno.test(`${form.name}: answers as docs/openapi.json says, and nothing else`, async () => {
+    await using service = await start(form, { DRAIN_SECONDS: "300" });
+    const values: { schema: unknown; value: unknown; about: string }[] = [];
+    const seen = new Set<string>();
+    const check = async (state: string) => {
+      for (const path of ["/", "/health", "/nowhere"]) {
+        for (const method of ["GET", "HEAD", "OPTIONS", "POST", "DELETE"]) {
+          for (const fields of [["Host: x"], ["Host: x", "Accept: text/html"], ["Host: a b"]]) {
+            const about = `${method} ${path} ${fields.join()} while ${state}`;
+            const { status, headers, body } = await ask(service.port, `${method} ${path}`, { fields });
+            const found = operationOf(method, path).responses[status];
+            assert(found, `${about}: ${status} is not documented`);
+            const response = found.$ref ? dereference(found.$ref) : found;
+            seen.add(`${status} ${path}`);
+
+            const names = Object.keys(response.headers ?? {});
+            const documented = new Map(names.map((name) => [name.toLowerCase(), response.headers[name]]));
+            for (const [name, reference] of documented) {
+              const header = reference.$ref ? dereference(reference.$ref) : reference;
+              if (header.required) assert(headers.has(name), `${about}: no ${name}`);
+              const value = headers.get(name)
+                ?.replace(/, Accept-Encoding$/, "") // Deno 2.7 can compress
+                .replace("close, close", "close"); // the runtime adds its own when a client asks for it
+              if (value !== undefined) {
+                values.push({ schema: header.schema, value, about: `${about} ${name}` });
+              }
+            }
+            if (/^accept-encoding$/i.test(headers.get("vary") ?? "")) headers.delete("vary");
+            const known = new Set(["date", "content-length", "content-type", ...documented.keys()]);
+            assertEquals([...headers.keys()].filter((name) => !known.has(name)), [], about);
+
+            const type = headers.get("content-type")?.split(";")[0];
+            if (body === "") continue;
+            const media = response.content?.[type!];
+            assert(media, `${about}: ${type} is not documented`);
+            const value = type === "application/json" ? JSON.parse(body) : body;
+            if (media.schema) values.push({ schema: media.schema, value, about });
+          }
+        }
+      }
+    };
+    await check("healthy");
+    service.kill("SIGUSR2");
+    await service.output(/switched by hand/);
+    await check("unhealthy");
+    service.kill("SIGTERM");
+    await service.output(/"msg":"draining"/);
+    await check("draining");
+
+    assertEquals(await validate(values), "");
+    for (const answer of ["200 /", "204 /", "400 /", "405 /", "200 /health", "503 /health", "404 /nowhere"]) {
+      assert(seen.has(answer), `${answer} was not seen`);
+    }
+  });
+}
+
+Deno.test("docs/openapi.json has the version of deno.json, and its schemas refuse what is wrong", async () => {
+  assertEquals(OPENAPI.info.version, project.version);
+  const schema = { $ref: "#/components/schemas/Health" };
+  const value = { status: "sick", timestamp: "yesterday", uptime_seconds: -1 };
+  const complaints = await validate([{ schema, value, about: "" }]);
+  for (const key of ["status", "timestamp", "uptime_seconds"]) {
+    assert(complaints.includes(`data/${key}`), key);
+  }
+});
+
+// ---- Deployments ----
+
+Deno.test("the Kubernetes manifests agree with the service, its image and each other", async () => {
+  const manifests = await Deno.readTextFile("docs/deploy/kubernetes.yaml");
+  const dockerfile = await Deno.readTextFile("Dockerfile");
+  const all = (pattern: RegExp, text = manifests) =>
+    Array.from(text.matchAll(pattern), ([, value]) => value!);
+  const one = (pattern: RegExp, text = manifests) => {
+    const found = new Set(all(pattern, text));
+    assertEquals(found.size, 1, `${pattern}: ${[...found]}`);
+    return [...found][0]!;
+  };
+  const seconds = (probe: string) => {
+    const part = manifests.slice(manifests.indexOf(`${probe}:`));
+    return Number(/periodSeconds: (\d+)/.exec(part)![1]) * Number(/failureThreshold: (\d+)/.exec(part)![1]);
+  };
+
+  const port = one(/containerPort: (\d+)/g);
+  assertEquals([port, one(/^EXPOSE (\d+)$/gm, dockerfile)], [String(DEFAULTS.PORT), port]);
+  assertEquals(all(/^ +path: (\S+)$/gm), ["/health", "/health", "/health"]);
+  assertEquals(all(/^ +port: (http)$/gm).length, 3);
+  assertEquals(one(/targetPort: (\S+)/g), "http");
+  const user = `${one(/runAsUser: (\d+)/g)}:${one(/runAsGroup: (\d+)/g)}`;
+  assertEquals(user, one(/^USER (\S+)$/gm, dockerfile));
+  assertEquals(one(/devops-info-service:([\d.]+)$/gm), project.version);
+  assertEquals(one(/app\.kubernetes\.io\/version: "(.+)"/g), project.version);
+
+  const variables = Object.fromEntries(
+    Array.from(manifests.matchAll(/- name: ([A-Z_]+)\n +value: "(.*)"/g), ([, name, value]) => [name, value]),
+  );
+  const config = parse(variables);
+  for (const name of Object.keys(variables)) assert(name in config, `${name} is no variable of ours`);
+  const stopping = config.DRAIN_SECONDS + config.SHUTDOWN_SECONDS;
+  assert(Number(one(/terminationGracePeriodSeconds: (\d+)/g)) > stopping);
+  assert(seconds("livenessProbe") > config.DRAIN_SECONDS, "a drain must not look like sickness");
+  assert(seconds("readinessProbe") < seconds("livenessProbe"), "out of the way before it is restarted");
+});
+
 // ---- What only the image shows ----
 
 if (image) {
@@ -2084,6 +2237,36 @@ if (image) {
     const [before, after] = [await files(base), await files(image)];
     const added = [...after].filter(([path]) => !before.has(path));
     assertEquals(added, [["devops-info-service", "-r-xr-xr-x 0/0"]]);
+  });
+
+  Deno.test("image: docker compose makes it healthy, serves it, and takes it down in order", async () => {
+    const project = `devops-info-service-${crypto.randomUUID()}`;
+    const PORT = String(freePort());
+    const compose = async (...args: string[]) => {
+      const { success, stderr } = await new Deno.Command("docker", {
+        args: ["compose", "--file", "docs/deploy/compose.yaml", "--project-name", project, ...args],
+        env: { PORT, IMAGE: image },
+      }).output();
+      assert(success, new TextDecoder().decode(stderr));
+    };
+    try {
+      await compose("up", "--detach", "--no-build", "--wait");
+      const container = await docker(
+        "ps",
+        "--quiet",
+        "--filter",
+        `label=com.docker.compose.project=${project}`,
+      );
+      const { State, HostConfig } = await inspect(".", container);
+      assertEquals(State.Health.Status, "healthy");
+      assertEquals([HostConfig.ReadonlyRootfs, HostConfig.CapDrop], [true, ["ALL"]]);
+      assertEquals((await ask(Number(PORT), "GET /")).status, 200);
+      assertEquals((await health(Number(PORT))).status, 200);
+      await compose("stop");
+      assertEquals(await inspect(".State.ExitCode", container), 0);
+    } finally {
+      await compose("down");
+    }
   });
 
   Deno.test("image: SIGUSR2 takes Docker from healthy to unhealthy and back", async () => {
