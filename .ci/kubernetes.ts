@@ -2,7 +2,6 @@
  * Validates Kubernetes manifests: `deno run --no-lock --no-config -A .ci/kubernetes.ts FILE`. The package has
  * the schemas of a release; its validators let unknown fields pass, its types do not, so both are asked.
  */
-// deno run --no-config --no-lock -A validate.ts FILE: types refuse unknown fields, validators wrong values
 // deno-lint-ignore no-import-prefix -- a tool of CI, not of the project
 import { parseAllDocuments } from "npm:yaml@2.9.1";
 const file = Deno.args[0]!;
