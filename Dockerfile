@@ -16,9 +16,10 @@ COPY .deno-std .deno-std
 RUN for module in assert http/negotiation http/status; do echo "import '@std/$module';"; done >main.ts && \
     deno task compile --target "$(cat target)" && rm -r dist
 COPY main.ts ./
-# OpenTelemetry is decided here, for good; with it, console lines are exported instead of printed
-ARG OTEL_DENO=false OTEL_DENO_CONSOLE=replace
-RUN deno task compile --target "$(cat target)"
+# OpenTelemetry is decided here, for good; with it, console lines are exported and not printed as well
+ARG OTEL_DENO=false
+RUN if [ "$OTEL_DENO" = true ]; then export OTEL_DENO_CONSOLE=replace; fi && \
+    deno task compile --target "$(cat target)"
 
 FROM gcr.io/distroless/cc-debian13:nonroot
 LABEL org.opencontainers.image.title="devops-info-service" \

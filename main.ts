@@ -97,8 +97,8 @@ type Status = "healthy" | "unhealthy" | "draining";
 
 /** Where the time comes from, so that a test can say how late it is. */
 export interface Clock {
-  /** Wall clock, in milliseconds since 1970: for people, and it may jump. */
-  now(): number;
+  /** The wall clock, as RFC 3339 to the millisecond: for people, and it may jump. */
+  timestamp(): string;
   /** Milliseconds since the process started: never jumps. */
   monotonic(): number;
 }
@@ -159,7 +159,7 @@ function prepare(service: Service, start: number): Prepared {
   const millisecond = Math.floor(start);
   if (prepared?.millisecond === millisecond && prepared.status === status) return prepared;
   const uptime_seconds = Math.floor(start / 1000);
-  const time = timestamp(clock);
+  const time = clock.timestamp();
   const health = { status, timestamp: time, uptime_seconds };
   const information = {
     service: SERVICE,
@@ -311,10 +311,6 @@ function humanUptime(seconds: number): string {
   return `${count(Math.floor(minutes / 60), "hour")}, ${count(minutes % 60, "minute")}`;
 }
 
-function timestamp(clock: Clock): string {
-  return new Date(clock.now()).toISOString();
-}
-
 // ---- The page: what GET / answers, for people ----
 
 const STYLE = `
@@ -446,7 +442,7 @@ export class Logger {
   }
 
   #enqueue(level: Config["LOG_LEVEL"], msg: string, fields: Record<string, unknown>): void {
-    const time = timestamp(this.clock);
+    const time = this.clock.timestamp();
     const line = this.config.LOG_FORMAT === "json"
       ? printable({ time, level, msg, ...fields })
       : `${time} ${level.toUpperCase().padEnd(5)} ${msg}${pairs(fields)}`;
@@ -503,7 +499,7 @@ const LAST_FLUSH_MILLISECONDS = 100;
 const LISTEN_AGAIN_MILLISECONDS = 200;
 
 async function serve(config: Config): Promise<number> {
-  const clock = { now: () => Date.now(), monotonic: () => performance.now() };
+  const clock = systemClock();
   const telemetry: Telemetry | undefined = hasTelemetry() ? (level, line) => console[level](line) : undefined;
   const log = new Logger(config, clock, (bytes) => Deno.stdout.write(bytes), telemetry);
   const service: Service = { config, system: readSystem(), clock, log, status: "healthy" };
@@ -538,7 +534,7 @@ async function serve(config: Config): Promise<number> {
   try {
     server = listen(config.PORT);
   } catch (error) {
-    console.error(`cannot listen on ${config.HOST} port ${config.PORT}: ${error}`);
+    print(Deno.stderr, `cannot listen on ${config.HOST} port ${config.PORT}: ${error}`);
     return 1;
   }
   // without a file descriptor left the runtime closes its listener, of which a service need not die
@@ -580,6 +576,17 @@ function hasTelemetry(): boolean {
   }
 }
 
+function systemClock(): Clock {
+  let last = 0;
+  let text = "";
+  const timestamp = () => {
+    const now = Date.now();
+    if (now !== last) [last, text] = [now, new Date(now).toISOString()]; // formatting is what costs
+    return text;
+  };
+  return { timestamp, monotonic: () => performance.now() };
+}
+
 function sleep(milliseconds: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
@@ -601,7 +608,7 @@ async function probe({ HOST, PORT }: Config): Promise<number> {
   const answer = await within(PROBE_SECONDS * 1000, ask(hostname, PORT).catch(String)) ?? late;
   const line = answer.replace(/[^\x20-\x7e]+/g, " ").trim().slice(0, 200); // who knows what answered
   const healthy = line.startsWith("200 ");
-  console.log(healthy ? line : `${hostname} port ${PORT}: ${line}`);
+  print(Deno.stdout, healthy ? line : `${hostname} port ${PORT}: ${line}`);
   return healthy ? 0 : 1;
 }
 
@@ -653,21 +660,30 @@ export async function main(args: readonly string[]): Promise<number> {
   const [option, ...rest] = args;
   const run = option === undefined ? serve : option === "--health" ? probe : undefined;
   if (rest.length === 0 && (option === "--version" || option === "--help")) {
-    console.log(option === "--help" ? help() : `${SERVICE.name} ${SERVICE.version}`);
+    print(Deno.stdout, option === "--help" ? help() : `${SERVICE.name} ${SERVICE.version}`);
     return 0;
   }
   if (run === undefined || rest.length > 0) {
-    console.error(`${USAGE}, not ${printable(args.join(" "))}`);
+    print(Deno.stderr, `${USAGE}, not ${printable(args.join(" "))}`);
     return 2;
   }
   let config: Config;
   try {
     config = parseConfig(readVariable, Deno.stdout.isTerminal());
   } catch (error) {
-    console.error((error as Error).message);
+    print(Deno.stderr, (error as Error).message);
     return 2;
   }
   return await run(config);
+}
+
+/** Not by the console, which telemetry may have taken over. */
+function print(stream: typeof Deno.stdout | typeof Deno.stderr, text: string): void {
+  try {
+    stream.writeSync(new TextEncoder().encode(text + "\n"));
+  } catch {
+    // nobody reads
+  }
 }
 
 function readVariable(name: string): string | undefined {

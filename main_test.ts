@@ -17,7 +17,7 @@ const DEFAULTS: Config = {
   DRAIN_SECONDS: 0,
   SHUTDOWN_SECONDS: 8,
 };
-const NOON = Date.parse("2026-01-07T12:00:00.000Z");
+const NOON = "2026-01-07T12:00:00.000Z";
 
 function parse(env: Record<string, string>, isTerminal = false): Config {
   return parseConfig((name) => env[name], isTerminal);
@@ -25,7 +25,7 @@ function parse(env: Record<string, string>, isTerminal = false): Config {
 
 /** A service at noon that has run for so many milliseconds, and the log lines it writes. */
 function serviceFor(config: Partial<Config> = {}, uptime = 0) {
-  const clock: Clock = { now: () => NOON, monotonic: () => uptime };
+  const clock: Clock = { timestamp: () => NOON, monotonic: () => uptime };
   const lines: string[] = [];
   const log = new Logger({ ...DEFAULTS, ...config }, clock, (bytes) => {
     lines.push(...new TextDecoder().decode(bytes).trimEnd().split("\n"));
@@ -2029,6 +2029,8 @@ for (const form of [FORMS[0]!, ...(otelImage ? [imageForm(otelImage)] : [])]) {
       assertEquals([record.spanId, record.severityText], [span.spanId, "INFO"]);
       const line = JSON.parse(record.body.stringValue);
       assertEquals([line.msg, line.path], ["request", "/"]);
+      await using version = new Run(form, { ...telemetry.env, ...chosen }, ["--version"]);
+      assertEquals([await version.code(), version.stdout !== ""], [0, true]);
       // standard output has each line once, as ever
       assertEquals(service.lines.map(({ msg }) => msg), ["listening", "request", "draining", "stopped"]);
     } finally {
