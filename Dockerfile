@@ -29,8 +29,8 @@ LABEL org.opencontainers.image.title="devops-info-service" \
 COPY --from=builder --chmod=0555 /build/dist/devops-info-service /devops-info-service
 # by number, so that Kubernetes can see that it is not root
 USER 65532:65532
-# the heap follows the container's memory limit
-ENV DENO_USE_CGROUPS=1
+# the heap follows the container's memory limit; a collector that does not answer holds up neither probe nor stop
+ENV DENO_USE_CGROUPS=1 OTEL_EXPORTER_OTLP_TIMEOUT=500
 EXPOSE 5000
 # the probe gives up after 2 s by itself and then says so
 HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \

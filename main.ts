@@ -394,6 +394,7 @@ type Telemetry = (level: Config["LOG_LEVEL"], line: string) => void;
 export class Logger {
   #queue = "";
   #dropped = 0;
+  #isTorn = false;
   #writing: Promise<void> | undefined;
 
   /**
@@ -428,8 +429,14 @@ export class Logger {
    */
   write(level: Config["LOG_LEVEL"], msg: string, fields: Record<string, unknown> = {}): void {
     if (!this.writes(level)) return;
-    if (this.#queue.length > MAX_QUEUED_CHARACTERS) this.#dropped++;
-    else this.#enqueue(level, msg, fields);
+    const line = this.#format(level, msg, fields);
+    this.telemetry?.(level, line);
+    if (this.#queue.length > MAX_QUEUED_CHARACTERS) {
+      this.#dropped++;
+      return;
+    }
+    this.#queue += line + "\n";
+    this.#writing ??= this.#writeQueue();
   }
 
   /**
@@ -441,33 +448,34 @@ export class Logger {
     await within(milliseconds, this.#writing ?? Promise.resolve());
   }
 
-  #enqueue(level: Config["LOG_LEVEL"], msg: string, fields: Record<string, unknown>): void {
+  #format(level: Config["LOG_LEVEL"], msg: string, fields: Record<string, unknown>): string {
     const time = this.clock.timestamp();
-    const line = this.config.LOG_FORMAT === "json"
+    return this.config.LOG_FORMAT === "json"
       ? printable({ time, level, msg, ...fields })
       : `${time} ${level.toUpperCase().padEnd(5)} ${msg}${pairs(fields)}`;
-    this.telemetry?.(level, line);
-    this.#queue += line + "\n";
-    this.#writing ??= this.#writeQueue();
   }
 
   async #writeQueue(): Promise<void> {
     const encoder = new TextEncoder();
-    while (this.#queue !== "") {
+    while (this.#queue !== "" || this.#dropped > 0) {
       await sleep(BATCH_MILLISECONDS); // a write costs about as much as a request: share it
-      const lines = this.#queue;
+      const reported = this.#dropped;
+      const notice = reported > 0 ? this.#format("warn", "log lines dropped", { dropped: reported }) : "";
+      const lines = encoder.encode(this.#queue + (notice && notice + "\n"));
       this.#queue = "";
+      let written = 0;
       try {
-        let bytes = encoder.encode(lines);
-        while (bytes.length > 0) bytes = bytes.subarray(await this.sink(bytes));
+        if (this.#isTorn) await this.sink(encoder.encode("\n"));
+        while (written < lines.length) {
+          written += await this.sink(lines.subarray(written));
+          this.#isTorn = lines[written - 1] !== "\n".charCodeAt(0);
+        }
+        this.#dropped -= reported;
       } catch { // the reader is gone, and nobody else can be told
-        this.#dropped += (lines + this.#queue).split("\n").length - 1;
+        const unwritten = new TextDecoder().decode(lines.subarray(written)) + this.#queue;
+        this.#dropped += unwritten.split("\n").length - 1 - (notice ? 1 : 0);
         this.#queue = "";
         break;
-      }
-      if (this.#dropped > 0) {
-        this.#enqueue("warn", "log lines dropped", { dropped: this.#dropped });
-        this.#dropped = 0;
       }
     }
     this.#writing = undefined;
@@ -537,11 +545,12 @@ async function serve(config: Config): Promise<number> {
     print(Deno.stderr, `cannot listen on ${config.HOST} port ${config.PORT}: ${error}`);
     return 1;
   }
+  let isClosing = false;
   // without a file descriptor left the runtime closes its listener, of which a service need not die
   const listenAgain = async (error: unknown): Promise<void> => {
     log.write("error", "cannot accept connections", { error: `${error}` });
     await sleep(LISTEN_AGAIN_MILLISECONDS);
-    if (stopSignals > 0) return;
+    if (isClosing) return;
     try {
       server = listen(server.addr.port);
       server.finished.catch(listenAgain);
@@ -555,6 +564,7 @@ async function serve(config: Config): Promise<number> {
   service.status = "draining";
   log.write("info", "draining", { signal, seconds: config.DRAIN_SECONDS });
   await sleep(config.DRAIN_SECONDS * 1000);
+  isClosing = true;
   const inTime = await within(config.SHUTDOWN_SECONDS * 1000, server.shutdown().then(() => true));
   if (inTime) log.write("info", "stopped");
   else log.write("warn", "stopped before all requests were finished");
@@ -569,7 +579,7 @@ async function serve(config: Config): Promise<number> {
  */
 function hasTelemetry(): boolean {
   try {
-    Deno.telemetry.tracerProvider.getTracer(SERVICE.name).startSpan("start").end();
+    Deno.telemetry.meterProvider.getMeter(SERVICE.name).createCounter("unused"); // throws without
     return true;
   } catch {
     return false;

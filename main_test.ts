@@ -355,6 +355,33 @@ Deno.test("Logger outlives a reader that goes away while the queue is full", asy
   ]);
 });
 
+Deno.test("Logger counts a line once, whatever fails when", async () => {
+  const failures = [
+    (bytes: Uint8Array) => bytes.length, // the first line is written whole
+    (bytes: Uint8Array) => bytes.indexOf(10) + 5, // then a line and a bit of another
+    () => Promise.reject(new Deno.errors.WouldBlock()), // which loses what is left
+    () => Promise.reject(new Deno.errors.WouldBlock()), // and the next, with the notice of that
+  ];
+  let written = "";
+  const log = new Logger(DEFAULTS, serviceFor().service.clock, async (bytes) => {
+    const length = await (failures.shift() ?? ((bytes) => bytes.length))(bytes);
+    written += new TextDecoder().decode(bytes.subarray(0, length));
+    return length;
+  });
+  for (const names of [["a"], ["b", "c", "d"], ["e"], ["f"]]) {
+    for (const name of names) log.write("info", name);
+    await log.flush(1000);
+  }
+  const lines = written.trimEnd().split("\n");
+  assertEquals(lines.splice(2, 1), ['{"ti'], "the line that was torn, on a line of its own");
+  assertEquals(lines.map((line) => JSON.parse(line)).map(({ msg, dropped }) => [msg, dropped]), [
+    ["a", undefined],
+    ["b", undefined],
+    ["f", undefined],
+    ["log lines dropped", 3],
+  ]);
+});
+
 // ---- The black box ----
 
 interface Form {
@@ -1506,6 +1533,7 @@ defaults
   timeout connect 1s
   timeout client 10s
   timeout server 10s
+  timeout check 5s
   retries 0 # what an instance loses is to be seen
 frontend web
   bind 127.0.0.1:${frontend}
@@ -1517,12 +1545,12 @@ frontend numbers
 backend instances
   balance roundrobin
   option httpchk GET /health
-  default-server check inter 200ms fall 1 rise 1
+  default-server check inter 250ms fall 2 rise 1
 ${ports.map((port) => `  server s${port} 127.0.0.1:${port}`).join("\n")}
 `,
   );
-  // three checks fit into the drain; a probe's answer, not a broken connection, takes an instance out
-  const instance = (port: number) => start(form, { PORT: String(port), DRAIN_SECONDS: "1" });
+  // inter × (fall + 1) is 0.75 s, so that the drain has room for a machine that is busy
+  const instance = (port: number) => start(form, { PORT: String(port), DRAIN_SECONDS: "2" });
   const instances = await Promise.all(ports.map(instance));
   const haproxy = new Deno.Command("haproxy", {
     args: ["-db", "-f", configuration],
@@ -1696,6 +1724,9 @@ for (const form of FORMS) {
       async () => (await resources(service)).descriptors <= before.descriptors + 5,
       "the descriptors to come back",
     );
+    const { megabytes } = await resources(service);
+    console.log(`${before.megabytes} MB, then ${megabytes} MB`);
+    assert(megabytes < 350, `${megabytes} MB`);
     assertEquals((await health(service.port)).status, 200);
   }, Deno.build.os !== "linux");
 
@@ -1743,6 +1774,8 @@ for (const form of FORMS) {
     await service.output(/"msg":"draining"/);
     service.kill("SIGUSR2");
     assertEquals((await probe()).slice(0, 2), [503, "draining"]);
+    service.kill("SIGTERM");
+    assertEquals(await service.code(), 143);
     const switches = service.lines.filter(({ msg }) => msg === "health switched by hand");
     assertEquals(switches.map(({ level, status }) => [level, status]), [
       ["warn", "unhealthy"],
@@ -1901,16 +1934,14 @@ for (const form of FORMS) {
 async function browse(url: string, flags: string[] = []) {
   const folder = await Deno.makeTempDir();
   const chromium = async (...args: string[]) => {
-    const { stdout, stderr } = await within(
-      new Deno.Command(CHROMIUM!, {
-        args: [
-          ...["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"],
-          ...["--disable-background-networking", "--disable-component-update", "--disable-sync"],
-          ...[`--user-data-dir=${folder}/profile`, "--enable-logging=stderr", ...flags, ...args, url],
-        ],
-      }).output(),
-      "Chromium",
-    );
+    const { stdout, stderr } = await new Deno.Command(CHROMIUM!, {
+      signal: AbortSignal.timeout(60_000),
+      args: [
+        ...["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"],
+        ...["--disable-background-networking", "--disable-component-update", "--disable-sync"],
+        ...[`--user-data-dir=${folder}/profile`, "--enable-logging=stderr", ...flags, ...args, url],
+      ],
+    }).output();
     return [stdout, stderr].map((bytes) => new TextDecoder().decode(bytes));
   };
   try {
@@ -2024,6 +2055,7 @@ for (const form of [FORMS[0]!, ...(otelImage ? [imageForm(otelImage)] : [])]) {
       assertEquals(await service.code(), 0);
       const span = telemetry.spans().find(({ traceId }) => traceId === TRACE);
       assertEquals([span.parentSpanId, span.kind], [PARENT, 2], "a server span under the caller's");
+      assertEquals(telemetry.spans().length, 1, "and no other");
       await until(() => telemetry.logs().some(({ traceId }) => traceId === TRACE), "the log line");
       const record = telemetry.logs().find(({ traceId }) => traceId === TRACE);
       assertEquals([record.spanId, record.severityText], [span.spanId, "INFO"]);
@@ -2038,6 +2070,28 @@ for (const form of [FORMS[0]!, ...(otelImage ? [imageForm(otelImage)] : [])]) {
     }
   });
 }
+
+Deno.test("source: a collector that never answers holds up neither probe nor stop", async () => {
+  const [, timeout] = /OTEL_EXPORTER_OTLP_TIMEOUT=(\d+)/.exec(await Deno.readTextFile("Dockerfile"))!;
+  using silent = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const env = {
+    OTEL_DENO: "true",
+    OTEL_DENO_CONSOLE: "replace",
+    OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${silent.addr.port}`,
+    OTEL_EXPORTER_OTLP_TIMEOUT: timeout!,
+  };
+  await using service = await start(FORMS[0]!, env);
+  await ask(service.port, "GET /");
+  let begun = Date.now();
+  const probeEnv = { ...env, HOST: "127.0.0.1", PORT: String(service.port) };
+  await using probe = new Run(FORMS[0]!, probeEnv, ["--health"]);
+  assertEquals(await probe.code(), 0);
+  assert(Date.now() - begun < 8000, "without a limit the exporter waits for ten seconds");
+  begun = Date.now();
+  service.kill("SIGTERM");
+  assertEquals(await service.code(), 0);
+  assert(Date.now() - begun < 8000, "docker kills after ten seconds");
+});
 
 for (const form of FORMS) {
   Deno.test(`${form.name}: without OTEL_DENO it exports nothing`, async () => {
@@ -2100,8 +2154,9 @@ async function validate(values: { schema: unknown; value: unknown; about: string
   const writer = child.stdin.getWriter();
   await writer.write(new TextEncoder().encode(JSON.stringify({ description: OPENAPI, values })));
   await writer.close();
-  const { stdout, stderr } = await child.output();
-  return new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr);
+  const { success, stdout, stderr } = await within(child.output(), "ajv");
+  assert(success, new TextDecoder().decode(stderr));
+  return new TextDecoder().decode(stdout);
 }
 
 for (const form of FORMS) {
@@ -2276,9 +2331,13 @@ if (image) {
         "--filter",
         `label=com.docker.compose.project=${project}`,
       );
-      const { State, HostConfig } = await inspect(".", container);
+      const { State, HostConfig, Config } = await inspect(".", container);
       assertEquals(State.Health.Status, "healthy");
-      assertEquals([HostConfig.ReadonlyRootfs, HostConfig.CapDrop], [true, ["ALL"]]);
+      const { ReadonlyRootfs, CapDrop, SecurityOpt, PidsLimit, Memory, RestartPolicy } = HostConfig;
+      assertEquals([ReadonlyRootfs, CapDrop, SecurityOpt], [true, ["ALL"], ["no-new-privileges:true"]]);
+      assertEquals([PidsLimit, Memory, RestartPolicy.Name], [64, 256 * 1024 * 1024, "unless-stopped"]);
+      const config = parse(Object.fromEntries(Config.Env.map((entry: string) => entry.split("="))));
+      assert(Config.StopTimeout > config.DRAIN_SECONDS + config.SHUTDOWN_SECONDS);
       assertEquals((await ask(Number(PORT), "GET /")).status, 200);
       assertEquals((await health(Number(PORT))).status, 200);
       await compose("stop");
@@ -2385,8 +2444,10 @@ Deno.test("the permitted variables are the variables, the permitted hosts those 
   assertEquals(values("--allow-net"), hosts);
 });
 
-Deno.test("README and Dockerfile name the same version of Deno", async () => {
+Deno.test("README, Dockerfile and Compose name the same version of Deno", async () => {
   const [, pinned] = /^ARG DENO_VERSION=(.+)$/m.exec(await Deno.readTextFile("Dockerfile"))!;
   const named = (await Deno.readTextFile("README.md")).matchAll(/\bdeno@([\d.]+)/g);
   assertEquals([...new Set(Array.from(named, ([, version]) => version))], [pinned]);
+  const compose = await Deno.readTextFile("docs/deploy/compose.yaml");
+  assert(compose.includes(`DENO_VERSION:-${pinned}}`));
 });
