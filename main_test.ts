@@ -553,6 +553,8 @@ class Run implements AsyncDisposable {
 
   async [Symbol.asyncDispose]() {
     if (this.#hasEnded) return;
+    // a docker client that is signalled three times leaves its container behind
+    if (this.#form.name === "image") return await this.destroy();
     try {
       // two signals end it at once, and yet so that the coverage it saw is written
       this.kill("SIGTERM");
@@ -1834,7 +1836,7 @@ for (const form of FORMS) {
     }
     const [first, last] = [seen.at(0)!, seen.at(-1)!];
     console.log(`${requests} requests: ${seen.map(({ megabytes }) => megabytes).join(", ")} MB`);
-    assert(Math.abs(last.megabytes / first.megabytes - 1) <= 0.1, "memory");
+    assert(last.megabytes <= first.megabytes * 1.1, "memory grows"); // that it falls is no fault
     assertEquals(last.descriptors, first.descriptors);
     service.kill("SIGTERM");
     assertEquals(await service.code(), 0);
