@@ -1675,7 +1675,7 @@ for (const form of FORMS) {
     await using service = await start(form, {}, { memory: "512m" });
     const before = await resources(service);
     const peaks = [];
-    for (let wave = 0; wave < 4; wave++) {
+    for (let wave = 0; wave < 5; wave++) {
       const clients = await Promise.all(
         Array.from({ length: 5000 }, () => Deno.connect({ hostname: "127.0.0.1", port: service.port })),
       );
@@ -1691,7 +1691,7 @@ for (const form of FORMS) {
     console.log(`${before.megabytes} MB, then ${peaks.join(", ")} MB`);
     // the C library keeps what was freed for the next wave, which then needs no more
     assert(Math.max(...peaks) < 350, `${peaks} MB`);
-    assert(peaks[3]! < peaks[2]! * 1.1, `${peaks} MB`);
+    assert(peaks[4]! < peaks[3]! * 1.1, `${peaks} MB`);
   }, Deno.build.os !== "linux");
 
   test("a thousand clients that never read: probes answer, and descriptors come back", async () => {
@@ -1826,18 +1826,21 @@ for (const form of FORMS) {
   test("a soak leaves memory and descriptors as they were", async () => {
     await using service = await start(form, {}, { memory: "512m" });
     const total = Number(SOAK);
+    const { descriptors } = await resources(service);
     const seen = [];
     let requests = 0;
     for (let tenth = 1; tenth <= 10; tenth++) {
       for (let round = 0; requests < total * tenth / 10; round++) {
         requests += await wrk(service.port, round % 2 ? "/health" : "/");
       }
+      const isSettled = async () => (await resources(service)).descriptors <= descriptors + 2;
+      await until(isSettled, "connections to be closed"); // wrk leaves without waiting
       seen.push(await resources(service));
     }
     const [first, last] = [seen.at(0)!, seen.at(-1)!];
     console.log(`${requests} requests: ${seen.map(({ megabytes }) => megabytes).join(", ")} MB`);
     assert(last.megabytes <= first.megabytes * 1.1, "memory grows"); // that it falls is no fault
-    assertEquals(last.descriptors, first.descriptors);
+    assert(Math.abs(last.descriptors - first.descriptors) <= 2, "descriptors");
     service.kill("SIGTERM");
     assertEquals(await service.code(), 0);
   }, !SOAK || !await isInstalled("wrk"));
