@@ -530,22 +530,19 @@ async function serve(config: Config): Promise<number> {
     });
   }
 
-  const listen = (port: number) =>
-    Deno.serve({
+  let server: Deno.HttpServer<Deno.NetAddr>;
+  let isClosing = false;
+  const listen = (port: number): Deno.HttpServer<Deno.NetAddr> => {
+    const opened = Deno.serve({
       hostname: config.HOST,
       port,
       onListen({ hostname, port }) {
         log.write("info", "listening", { address: hostname, port, version: SERVICE.version });
       },
     }, (request, connection) => handle(service, request, connection));
-  let server: Deno.HttpServer<Deno.NetAddr>;
-  try {
-    server = listen(config.PORT);
-  } catch (error) {
-    print(Deno.stderr, `cannot listen on ${config.HOST} port ${config.PORT}: ${error}`);
-    return 1;
-  }
-  let isClosing = false;
+    opened.finished.catch(listenAgain);
+    return opened;
+  };
   // without a file descriptor left the runtime closes its listener, of which a service need not die
   const listenAgain = async (error: unknown): Promise<void> => {
     log.write("error", "cannot accept connections", { error: `${error}` });
@@ -553,12 +550,16 @@ async function serve(config: Config): Promise<number> {
     if (isClosing) return;
     try {
       server = listen(server.addr.port);
-      server.finished.catch(listenAgain);
     } catch (error) {
       await listenAgain(error);
     }
   };
-  server.finished.catch(listenAgain);
+  try {
+    server = listen(config.PORT);
+  } catch (error) {
+    print(Deno.stderr, `cannot listen on ${config.HOST} port ${config.PORT}: ${error}`);
+    return 1;
+  }
 
   const signal = await stop.promise;
   service.status = "draining";

@@ -569,6 +569,12 @@ class Run implements AsyncDisposable {
   }
 }
 
+/** What declares a test of one form. */
+function testOf(form: Form) {
+  return (name: string, fn: () => Promise<void>, ignore = false) =>
+    Deno.test({ name: `${form.name}: ${name}`, fn, ignore });
+}
+
 /** A service that listens on a free port. */
 async function start(form: Form, env: Record<string, string> = {}, limits: Limits = {}) {
   const run = new Run(form, { HOST: "127.0.0.1", PORT: "0", ...env }, [], limits);
@@ -706,8 +712,7 @@ const INFORMATION_KEYS = {
 const RFC_3339 = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/;
 
 for (const form of FORMS) {
-  const test = (name: string, fn: () => Promise<void>, ignore = false) =>
-    Deno.test({ name: `${form.name}: ${name}`, fn, ignore });
+  const test = testOf(form);
   const isImage = form.name === "image"; // whose standard output Docker reads, whoever else does
 
   test("GET / says what it is and where it runs", async () => {
@@ -1450,6 +1455,10 @@ async function resources(run: Run) {
   return { megabytes: Math.round(Number(kilobytes) / 1024), descriptors };
 }
 
+async function descriptorsAreBack(run: Run, most: number) {
+  await until(async () => (await resources(run)).descriptors <= most, "the descriptors to come back");
+}
+
 function cpuSeconds(pid: number): number {
   const fields = Deno.readTextFileSync(`/proc/${pid}/stat`).split(") ")[1]!.split(" ");
   return (Number(fields[11]) + Number(fields[12])) / 100; // user and system, in ticks
@@ -1607,8 +1616,7 @@ ${ports.map((port) => `  server s${port} 127.0.0.1:${port}`).join("\n")}
 
 for (const form of FORMS) {
   const isImage = form.name === "image";
-  const test = (name: string, fn: () => Promise<void>, ignore = false) =>
-    Deno.test({ name: `${form.name}: ${name}`, fn, ignore });
+  const test = testOf(form);
 
   test(`${HOSTILE.length} hostile requests get their status, and the next one its answer`, async () => {
     await using service = await start(form, { LOG_LEVEL: "debug", TRUST_PROXY: "1" });
@@ -1683,10 +1691,7 @@ for (const form of FORMS) {
       assertEquals((await health(service.port)).status, 200);
       peaks.push((await resources(service)).megabytes);
       for (const client of clients) client.close();
-      await until(
-        async () => (await resources(service)).descriptors <= before.descriptors + 5,
-        "the descriptors to come back",
-      );
+      await descriptorsAreBack(service, before.descriptors + 5);
     }
     console.log(`${before.megabytes} MB, then ${peaks.join(", ")} MB`);
     // the C library keeps what was freed for the next wave, which then needs no more
@@ -1707,10 +1712,7 @@ for (const form of FORMS) {
     console.log(`${before.megabytes} MB, then ${megabytes} MB`);
     assert(megabytes < 350, `${megabytes} MB`);
     for (const client of clients) client.close();
-    await until(
-      async () => (await resources(service)).descriptors <= before.descriptors + 5,
-      "the descriptors to come back",
-    );
+    await descriptorsAreBack(service, before.descriptors + 5);
   }, Deno.build.os !== "linux");
 
   test("clients that connect and reset in a loop leave nothing behind", async () => {
@@ -1722,10 +1724,7 @@ for (const form of FORMS) {
       client.close(); // with an answer unread, which makes it a reset
       if (n % 500 === 0) assertEquals((await health(service.port)).status, 200);
     }
-    await until(
-      async () => (await resources(service)).descriptors <= before.descriptors + 5,
-      "the descriptors to come back",
-    );
+    await descriptorsAreBack(service, before.descriptors + 5);
     const { megabytes } = await resources(service);
     console.log(`${before.megabytes} MB, then ${megabytes} MB`);
     assert(megabytes < 350, `${megabytes} MB`);
@@ -1833,8 +1832,7 @@ for (const form of FORMS) {
       for (let round = 0; requests < total * tenth / 10; round++) {
         requests += await wrk(service.port, round % 2 ? "/health" : "/");
       }
-      const isSettled = async () => (await resources(service)).descriptors <= descriptors + 2;
-      await until(isSettled, "connections to be closed"); // wrk leaves without waiting
+      await descriptorsAreBack(service, descriptors + 2); // wrk leaves without waiting
       seen.push(await resources(service));
     }
     const [first, last] = [seen.at(0)!, seen.at(-1)!];
@@ -1862,8 +1860,7 @@ function unescape(html: string): string {
 }
 
 for (const form of FORMS) {
-  const test = (name: string, fn: () => Promise<void>, ignore = false) =>
-    Deno.test({ name: `${form.name}: ${name}`, fn, ignore });
+  const test = testOf(form);
 
   test("GET / is a page for who prefers HTML, and JSON for everybody else", async () => {
     await using service = await start(form);
