@@ -11,9 +11,8 @@ RUN case "$TARGETARCH" in \
     esac >target
 COPY deno.json deno.lock ./
 COPY .deno-std .deno-std
-# a stand-in for the source brings std, as task std looks for it, and the runtime to embed into a layer
-# that outlives changes of the source
-RUN for module in assert http/negotiation http/status; do echo "import '@std/$module';"; done >main.ts && \
+# a stand-in for the source brings std and the runtime to embed into a layer that outlives changes of the source
+RUN cp .deno-std/modules.ts main.ts && \
     deno task compile --target "$(cat target)" && rm -r dist
 COPY main.ts ./
 # OpenTelemetry is decided here, for good; with it, console lines are exported and not printed as well

@@ -1,0 +1,55 @@
+/**
+ * Prints the flags that the tasks of `deno.json` give to Deno, on one line: where std comes from, and what the
+ * service may do. With the argument `std` it prints the first part alone.
+ */
+
+/** The flags of the service in every form: `deno task dev`, `deno task start` and the executable. */
+const SERVICE = [
+  // the runtime's own messages block the service when nobody reads standard error
+  "--quiet",
+  "--no-prompt",
+  // the cache would be a file with a predictable name in the folder for temporary files
+  "--no-code-cache",
+  // a young generation that fits the processor's cache: docs/benchmarks.md
+  "--v8-flags=--max-semi-space-size=1",
+  // to listen and to probe: these addresses and no other host, on any port
+  "--allow-net=0.0.0.0,[::],127.0.0.1,[::1],localhost",
+  // its own variables, then two of the runtime, which it refuses
+  "--allow-env=HOST,PORT,LOG_LEVEL,LOG_FORMAT,TRUST_PROXY,DRAIN_SECONDS,SHUTDOWN_SECONDS," +
+  "DENO_SERVE_ADDRESS,DENO_TRUST_PROXY_HEADERS",
+  "--allow-sys=hostname,osRelease",
+  // code from JSR alone, which has std; without this flag a list of other hosts is allowed
+  "--allow-import=jsr.io:443",
+];
+
+/** Takes std from the npm package `deno-std` instead of JSR; its lock checks the package. */
+const STD_FROM_NPM = ["--lock=.deno-std/deno.lock", "--import-map=.deno-std/import_map.json"];
+
+/** Whether the cache has std from JSR. The task runs this program with `--cached-only`. */
+async function hasStd(): Promise<boolean> {
+  try {
+    await import("./modules.ts");
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+async function canReachJsr(): Promise<boolean> {
+  try {
+    const signal = AbortSignal.timeout(5000);
+    const response = await fetch("https://jsr.io/@std/http/meta.json", { method: "HEAD", signal });
+    return response.ok;
+  } catch {
+    return false;
+  }
+}
+
+async function findStd(): Promise<string[]> {
+  if (await hasStd() || await canReachJsr()) return [];
+  console.error("JSR cannot be reached: std comes from npm (deno-std) instead");
+  return STD_FROM_NPM;
+}
+
+const std = await findStd();
+console.log((Deno.args[0] === "std" ? std : [...std, ...SERVICE]).join(" "));
