@@ -1,6 +1,6 @@
 /**
  * Prints the flags that the tasks of `deno.json` give to Deno, on one line: where std comes from, and what the
- * service may do. With the argument `std` it prints the first part alone.
+ * service may do. With the argument `std` it prints the first part alone, for the suite.
  */
 
 /** The flags of the service in every form: `deno task dev`, `deno task start` and the executable. */
@@ -25,10 +25,13 @@ const SERVICE = [
 /** Takes std from the npm package `deno-std` instead of JSR; its lock checks the package. */
 const STD_FROM_NPM = ["--lock=.deno-std/deno.lock", "--import-map=.deno-std/import_map.json"];
 
-/** Whether the cache has std from JSR. The task runs this program with `--cached-only`. */
+const forSuite = Deno.args[0] === "std";
+
+/** Whether the cache has what is needed of std from JSR. The task runs this program with `--cached-only`. */
 async function hasStd(): Promise<boolean> {
   try {
     await import("./modules.ts");
+    if (forSuite) await import("@std/assert");
     return true;
   } catch {
     return false;
@@ -52,4 +55,4 @@ async function findStd(): Promise<string[]> {
 }
 
 const std = await findStd();
-console.log((Deno.args[0] === "std" ? std : [...std, ...SERVICE]).join(" "));
+console.log((forSuite ? std : [...std, ...SERVICE]).join(" "));

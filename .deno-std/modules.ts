@@ -1,4 +1,3 @@
-/** The modules of std that the service and its suite import: who can load this file has std. */
-import "@std/assert";
+/** The modules of std that the service imports: who can load this file can start the service. */
 import "@std/http/negotiation";
 import "@std/http/status";
