@@ -18,7 +18,8 @@ COPY main.ts ./
 # OpenTelemetry is decided here, for good; with it, console lines are exported and not printed as well
 ARG OTEL_DENO=false
 RUN if [ "$OTEL_DENO" = true ]; then export OTEL_DENO_CONSOLE=replace; fi && \
-    deno task compile --target "$(cat target)"
+    deno task compile --target "$(cat target)" && \
+    touch --date @0 dist/devops-info-service
 
 FROM gcr.io/distroless/cc-debian13:nonroot
 LABEL org.opencontainers.image.title="devops-info-service" \

@@ -4,7 +4,7 @@
  */
 
 /** The flags of the service in every form: `deno task dev`, `deno task start` and the executable. */
-const SERVICE = [
+export const SERVICE_FLAGS: readonly string[] = [
   // the runtime's own messages block the service when nobody reads standard error
   "--quiet",
   "--no-prompt",
@@ -25,10 +25,8 @@ const SERVICE = [
 /** Takes std from the npm package `deno-std` instead of JSR; its lock checks the package. */
 const STD_FROM_NPM = ["--lock=.deno-std/deno.lock", "--import-map=.deno-std/import_map.json"];
 
-const forSuite = Deno.args[0] === "std";
-
-/** Whether the cache has what is needed of std from JSR. The task runs this program with `--cached-only`. */
-async function hasStd(): Promise<boolean> {
+/** Whether the cache has what is needed of std from JSR. The tasks run this program with `--cached-only`. */
+async function hasStd(forSuite: boolean): Promise<boolean> {
   try {
     await import("./modules.ts");
     if (forSuite) await import("@std/assert");
@@ -48,11 +46,15 @@ async function canReachJsr(): Promise<boolean> {
   }
 }
 
-async function findStd(): Promise<string[]> {
-  if (await hasStd() || await canReachJsr()) return [];
+/** The flags that take std from npm, or none where JSR or its cache has it. The suite needs more of std. */
+export async function findStd({ forSuite = false } = {}): Promise<string[]> {
+  if (await hasStd(forSuite) || await canReachJsr()) return [];
   console.error("JSR cannot be reached: std comes from npm (deno-std) instead");
   return STD_FROM_NPM;
 }
 
-const std = await findStd();
-console.log((forSuite ? std : [...std, ...SERVICE]).join(" "));
+if (import.meta.main) {
+  const forSuite = Deno.args[0] === "std";
+  const std = await findStd({ forSuite });
+  console.log((forSuite ? std : [...std, ...SERVICE_FLAGS]).join(" "));
+}
