@@ -9,7 +9,7 @@
 
 import { fileURLToPath } from "node:url";
 import importMap from "./import_map.json" with { type: "json" };
-import { findStd, SERVICE_FLAGS } from "./flags.ts";
+import { findStd, print, SERVICE_FLAGS } from "./flags.ts";
 
 async function copy(from: string, to: string): Promise<void> {
   if ((await Deno.stat(from)).isDirectory) {
@@ -26,10 +26,12 @@ async function copyStd(flags: readonly string[], folder: string): Promise<string
   const script = "import './.deno-std/modules.ts'; console.log(import.meta.resolve('@std/http/status'))";
   const deno = new Deno.Command(Deno.execPath(), {
     args: ["eval", "--quiet", ...flags, script],
+    // or telemetry takes the line that is read here
+    env: { OTEL_DENO: "false", OTEL_DENO_CONSOLE: "ignore" },
     stderr: "inherit",
   });
   const { success, stdout } = await deno.output();
-  if (!success) Deno.exit(1);
+  if (!success) throw new Error("std cannot be found in npm's cache");
   const http = new URL(".", new TextDecoder().decode(stdout));
   await copy(fileURLToPath(http), `${folder}/std/http`);
   const imports = Object.entries(importMap.imports)
@@ -49,6 +51,9 @@ try {
     args: ["compile", ...options, "--output", "dist/devops-info-service", ...Deno.args, `${folder}/main.ts`],
   }).spawn().status;
   Deno.exitCode = code;
+} catch (error) {
+  print(Deno.stderr, String(error));
+  Deno.exitCode = 1;
 } finally {
   await Deno.remove(folder, { recursive: true });
 }

@@ -36,6 +36,11 @@ async function hasStd(forSuite: boolean): Promise<boolean> {
   }
 }
 
+/** Prints a line past the console, which telemetry can take away: `OTEL_DENO_CONSOLE=replace`. */
+export function print(output: typeof Deno.stdout | typeof Deno.stderr, line: string): void {
+  output.writeSync(new TextEncoder().encode(`${line}\n`));
+}
+
 async function canReachJsr(): Promise<boolean> {
   try {
     const signal = AbortSignal.timeout(5000);
@@ -49,12 +54,12 @@ async function canReachJsr(): Promise<boolean> {
 /** The flags that take std from npm, or none where JSR or its cache has it. The suite needs more of std. */
 export async function findStd({ forSuite = false } = {}): Promise<string[]> {
   if (await hasStd(forSuite) || await canReachJsr()) return [];
-  console.error("JSR cannot be reached: std comes from npm (deno-std) instead");
+  print(Deno.stderr, "JSR cannot be reached: std comes from npm (deno-std) instead");
   return STD_FROM_NPM;
 }
 
 if (import.meta.main) {
   const forSuite = Deno.args[0] === "std";
   const std = await findStd({ forSuite });
-  console.log((forSuite ? std : [...std, ...SERVICE_FLAGS]).join(" "));
+  print(Deno.stdout, (forSuite ? std : [...std, ...SERVICE_FLAGS]).join(" "));
 }
