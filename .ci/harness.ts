@@ -147,9 +147,11 @@ export interface Outcome {
 /** Runs a program to its end, whatever the end is. */
 export async function runProgram(command: readonly string[], options: ProgramOptions = {}): Promise<Outcome> {
   const [program, ...args] = command;
+  const { DENO_COVERAGE_DIR: _, ...inherited } = Deno.env.toObject(); // it is the service's coverage that counts
   const child = new Deno.Command(program!, {
     args,
-    env: options.env ?? {},
+    clearEnv: true,
+    env: { ...inherited, ...options.env },
     cwd: pathOf(""),
     stdin: options.input === undefined ? "null" : "piped",
     stdout: "piped",
