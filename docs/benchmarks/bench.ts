@@ -7,6 +7,23 @@
  * `EXECUTABLE` and `CEILING_EXECUTABLE` name compiled forms to take instead of source runs.
  */
 
+import {
+  endGuard,
+  findFreePort,
+  formatRequest,
+  lacks,
+  launch,
+  makeProcessForm,
+  makeTempPath,
+  pathOf,
+  readMegabytes,
+  readOutput,
+  type Run,
+  runProgram,
+  sendRaw,
+  SOURCE,
+} from "../../.ci/harness.ts";
+
 interface Contender {
   readonly name: string;
   readonly command: readonly string[];
@@ -14,75 +31,42 @@ interface Contender {
 }
 
 const ROUNDS = Number(Deno.env.get("ROUNDS") || 6);
-const HERE = import.meta.dirname!;
-const scratch = await Deno.makeTempDir();
 const missing: string[] = [];
-const pinned = navigator.hardwareConcurrency > 1 && await succeeds("taskset", "-c", "0", "true");
+const pinned = navigator.hardwareConcurrency > 1 && !lacks("taskset");
 if (!pinned) missing.push("taskset or a second core: servers and load share what there is");
-
-const output = (bytes: Uint8Array) => new TextDecoder().decode(bytes).trim();
-
-async function succeeds(command: string, ...args: string[]): Promise<boolean> {
-  try {
-    const { success } = await new Deno.Command(command, { args, stdout: "null", stderr: "null" }).output();
-    return success;
-  } catch {
-    return false;
-  }
-}
-
-async function run(command: string, ...args: string[]): Promise<string> {
-  const { stdout, stderr, success } = await new Deno.Command(command, { args }).output();
-  if (!success) throw new Error(`${command} ${args.join(" ")}: ${output(stderr)}`);
-  return output(stdout);
-}
 
 function onCore(core: number, command: readonly string[]): string[] {
   return pinned ? ["taskset", "-c", String(core), ...command] : [...command];
 }
 
-function freePort(): number {
-  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return listener.addr.port;
+/** Starts a server with its log in a file and waits for its first answer, in milliseconds. */
+async function start({ name, command, env = {} }: Contender) {
+  const port = findFreePort();
+  const log = `exec "$@" >"${makeTempPath("log")}" 2>&1`;
+  const form = makeProcessForm(name, () => ["sh", "-c", log, "sh", ...onCore(0, command)]);
+  const begun = performance.now();
+  const run = await launch(form, { HOST: "127.0.0.1", PORT: String(port), ...env });
+  await waitForAnswer(run, port);
+  const milliseconds = performance.now() - begun;
+  return { port, pid: await run.readPid(), milliseconds, stop: () => run[Symbol.asyncDispose]() };
 }
 
-/** Starts a server with its log in a file and waits for its first answer, in milliseconds. */
-async function start({ command, env = {} }: Contender) {
-  const port = freePort();
-  const log = `exec "$@" >"${scratch}/${port}.log" 2>&1`;
-  const [program, ...args] = ["sh", "-c", log, "sh", ...onCore(0, command)];
-  const begun = performance.now();
-  const child = new Deno.Command(program!, {
-    args,
-    env: { HOST: "127.0.0.1", PORT: String(port), ...env },
-  }).spawn();
-  const request = new TextEncoder().encode("GET /health HTTP/1.0\r\n\r\n");
+/** Asks without a pause, since what is measured is the time to the first answer. */
+async function waitForAnswer(run: Run, port: number) {
+  const deadline = performance.now() + 10_000;
   while (true) {
     try {
-      using connection = await Deno.connect({ hostname: "127.0.0.1", port });
-      await connection.write(request);
-      if (await connection.read(new Uint8Array(512))) break;
+      return await sendRaw(port, formatRequest("/health", { version: "HTTP/1.0" }));
     } catch {
-      if (performance.now() - begun > 10_000) throw new Error(`${command} does not answer`);
+      if (performance.now() > deadline) throw new Error(`no answer: ${run.describe()}`);
     }
   }
-  const milliseconds = performance.now() - begun;
-  const stop = async () => {
-    child.kill("SIGTERM");
-    await child.status;
-  };
-  return { port, pid: child.pid, milliseconds, stop };
 }
 
 async function rate(port: number, path: string): Promise<number> {
   const url = `http://127.0.0.1:${port}${path}`;
-  const [program, ...args] = onCore(1, ["wrk", "-t1", "-c32", "-d1s", url]);
-  return Number(/Requests\/sec:\s+([\d.]+)/.exec(await run(program!, ...args))![1]);
-}
-
-function megabytes(pid: number): number {
-  const status = Deno.readTextFileSync(`/proc/${pid}/status`);
-  return Number(/^VmRSS:\s+(\d+)/m.exec(status)![1]) / 1024;
+  const report = await readOutput(onCore(1, ["wrk", "-t1", "-c32", "-d1s", url]));
+  return Number(/Requests\/sec:\s+([\d.]+)/.exec(report)![1]);
 }
 
 function median(values: number[]): number {
@@ -96,33 +80,33 @@ function table(head: string[], rows: (string | number)[][]) {
 }
 
 async function contenders(): Promise<Contender[]> {
-  const flags = (await run(Deno.execPath(), "task", "--quiet", "flags")).split(" ");
   const executable = Deno.env.get("EXECUTABLE");
   const bare = Deno.env.get("CEILING_EXECUTABLE");
-  const service = executable ? [executable] : [Deno.execPath(), "run", ...flags, `${HERE}/../../main.ts`];
+  const service = executable ? [executable] : await SOURCE.command({}, "", {});
   const ceiling = bare ? [bare] : [
     ...[Deno.execPath(), "run", "--no-lock", "--allow-net", "--allow-env=PORT,BODY"],
-    `${HERE}/ceiling.ts`,
+    pathOf("docs/benchmarks/ceiling.ts"),
   ];
   const all: Contender[] = [
     { name: "bare Deno.serve, 80 bytes", command: ceiling, env: { BODY: "80" } },
     { name: "bare Deno.serve, 630 bytes", command: ceiling, env: { BODY: "630" } },
     { name: "this service", command: service },
   ];
-  if (await succeeds("go", "version")) {
-    await run("go", "build", "-o", `${scratch}/server`, `${HERE}/server.go`);
-    all.push({ name: "Go net/http", command: [`${scratch}/server`] });
-  } else missing.push("Go");
-  if (await succeeds("node", "--version")) {
-    all.push({ name: "Node node:http", command: ["node", `${HERE}/server.mjs`] });
-  } else missing.push("Node");
+  if (lacks("go")) missing.push("Go");
+  else {
+    const server = makeTempPath("server");
+    await readOutput(["go", "build", "-o", server, pathOf("docs/benchmarks/server.go")]);
+    all.push({ name: "Go net/http", command: [server] });
+  }
+  if (lacks("node")) missing.push("Node");
+  else all.push({ name: "Node node:http", command: ["node", pathOf("docs/benchmarks/server.mjs")] });
   return all;
 }
 
 async function benchmarkRates(all: Contender[]) {
   const servers = [];
   for (const contender of all) servers.push({ ...contender, ...await start(contender) });
-  const idle = servers.map(({ pid }) => megabytes(pid));
+  const idle = servers.map(({ pid }) => readMegabytes(pid));
   const loaded = servers.map(() => 0);
   for (const [path, ceiling] of [["/health", 0], ["/", 1]] as const) {
     for (const { port } of servers) await rate(port, path); // to warm up
@@ -130,7 +114,7 @@ async function benchmarkRates(all: Contender[]) {
     for (let round = 0; round < ROUNDS; round++) {
       for (const [index, { port, pid }] of servers.entries()) {
         rates[index]!.push(await rate(port, path));
-        loaded[index] = Math.max(loaded[index]!, megabytes(pid));
+        loaded[index] = Math.max(loaded[index]!, readMegabytes(pid));
       }
     }
     const ratio = (index: number, base: number) =>
@@ -175,18 +159,18 @@ async function benchmarkStart(all: Contender[]) {
 }
 
 async function benchmarkProbe({ name, command, env }: Contender) {
-  if (!await succeeds("/usr/bin/time", "--version")) {
+  if (lacks("time")) {
     missing.push("GNU time, for the probe's cost");
     return;
   }
   const { port, stop } = await start({ name, command, env: env ?? {} });
   const seen: number[][] = [];
   for (let round = 0; round < 2 * ROUNDS; round++) {
-    const { stderr } = await new Deno.Command("/usr/bin/time", {
-      args: ["--format", "%e %U %S %M", ...command, "--health"],
-      env: { HOST: "127.0.0.1", PORT: String(port) },
-    }).output();
-    seen.push(output(stderr).split("\n").at(-1)!.split(" ").map(Number));
+    const { stderr } = await runProgram(
+      ["/usr/bin/time", "--format", "%e %U %S %M", ...command, "--health"],
+      { env: { HOST: "127.0.0.1", PORT: String(port) } },
+    );
+    seen.push(stderr.trim().split("\n").at(-1)!.split(" ").map(Number));
   }
   const column = (index: number) => median(seen.map((row) => row[index]!));
   table(["one `--health` probe", "takes"], [
@@ -199,13 +183,13 @@ async function benchmarkProbe({ name, command, env }: Contender) {
 
 try {
   const all = await contenders();
-  const version = (await run(all[2]!.command[0]!, "--version")).split("\n")[0];
+  const version = (await readOutput([all[2]!.command[0]!, "--version"])).split("\n")[0];
   console.log(`${version}; ${navigator.hardwareConcurrency} cores, ${ROUNDS} rounds\n`);
-  if (await succeeds("wrk", "-v") || await succeeds("sh", "-c", "command -v wrk")) await benchmarkRates(all);
-  else missing.push("wrk, without which there is no load");
+  if (lacks("wrk")) missing.push("wrk, without which there is no load");
+  else await benchmarkRates(all);
   await benchmarkStart(all);
   await benchmarkProbe(all[2]!);
 } finally {
-  await Deno.remove(scratch, { recursive: true });
+  await endGuard();
 }
 for (const what of missing) console.log(`missing: ${what}`);

@@ -1,0 +1,58 @@
+/** Waits that say, when time runs out, which line waited for what and what it saw last. */
+
+/** How long a wait may take; generous, since passing it means a hang. */
+const PATIENCE_SECONDS = 30;
+
+export function sleep(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds));
+}
+
+/**
+ * Waits for a promise.
+ *
+ * @param promise what is waited for
+ * @param describe says what it is, and what was seen of it so far
+ * @param seconds how long to wait
+ * @throws {Error} when time runs out; its stack names the line that waited
+ */
+export async function waitFor<T>(
+  promise: Promise<T>,
+  describe: string | (() => string),
+  seconds = PATIENCE_SECONDS,
+): Promise<T> {
+  const late = new Error();
+  const { promise: timeout, reject } = Promise.withResolvers<never>();
+  const timer = setTimeout(() => {
+    const what = typeof describe === "string" ? describe : describe();
+    late.message = `waited ${seconds} s for ${what}`;
+    reject(late);
+  }, seconds * 1000);
+  return await Promise.race([promise, timeout]).finally(() => clearTimeout(timer));
+}
+
+/**
+ * Waits until what is looked at is right, where nothing announces it.
+ *
+ * @param what is waited for
+ * @param look gives the present state
+ * @param isRight judges it
+ * @returns the state that is right
+ * @throws {Error} when time runs out: names what was seen last, and its stack the line that waited
+ */
+export async function waitUntil<T>(
+  what: string,
+  look: () => T | Promise<T>,
+  isRight: (seen: T) => boolean = Boolean,
+): Promise<T> {
+  const late = new Error();
+  const deadline = Date.now() + PATIENCE_SECONDS * 1000;
+  while (true) {
+    const seen = await look();
+    if (isRight(seen)) return seen;
+    if (Date.now() > deadline) {
+      late.message = `waited ${PATIENCE_SECONDS} s for ${what}; seen last: ${Deno.inspect(seen)}`;
+      throw late;
+    }
+    await sleep(20);
+  }
+}

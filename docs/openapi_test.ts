@@ -1,0 +1,222 @@
+/** The proof of `openapi.json`: answers are as it says, its examples too, and there is nothing else. */
+import { assert, assertEquals } from "@std/assert";
+import {
+  BAD_HOSTS,
+  bindTest,
+  BROWSER_ACCEPT,
+  CONTRACT_FORMS,
+  formatRequest,
+  leaveOut,
+  OTHER_PATH,
+  pathOf,
+  ROUTES,
+  runTool,
+  sendRaw,
+  start,
+  test,
+} from "../.ci/harness.ts";
+import openapi from "./openapi.json" with { type: "json" };
+import project from "../deno.json" with { type: "json" };
+
+// deno-lint-ignore no-explicit-any -- a description is walked by names that only it knows
+type Node = any;
+const OPENAPI: Node = openapi;
+
+interface Check {
+  readonly schema: object;
+  readonly value: unknown;
+  readonly about: string;
+}
+
+const CANNOT_VALIDATE = "ajv cannot be had from npm";
+
+/** Validates values by schemas of the description: what is wrong with each; nothing where ajv cannot be had. */
+async function validate(values: Check[]): Promise<string[] | undefined> {
+  const output = await runTool(pathOf(".ci/validate.ts"), { description: OPENAPI, values });
+  return output && JSON.parse(output);
+}
+
+/** What the description says of a request: its operation, or that of any other method or path. */
+function findOperation(method: string, path: string): Node {
+  const { OtherMethod, OtherPath } = OPENAPI.components.pathItems;
+  const item = OPENAPI.paths[path];
+  return item?.[method.toLowerCase()] ?? (item ? OtherMethod.post : OtherPath.get);
+}
+
+/** Follows a reference, where there is one. */
+function resolve(node: Node): Node {
+  if (!node?.$ref) return node;
+  return resolve(node.$ref.slice(2).split("/").reduce((node: Node, key: string) => node[key], OPENAPI));
+}
+
+for (const form of CONTRACT_FORMS) {
+  bindTest(form)("answers as docs/openapi.json says, and nothing else", async (context) => {
+    await using service = await start(form, { DRAIN_SECONDS: "300" });
+    const values: Check[] = [];
+    const seen = new Set<string>();
+
+    const check = async (method: string, path: string, parts: { host?: string; fields?: string }) => {
+      const about = `${method} ${path} ${JSON.stringify(parts)}`;
+      const { status, headers, body } = await sendRaw(
+        service.port,
+        formatRequest(path, { method, ...parts }),
+      );
+      const operation = findOperation(method, path);
+      const response = resolve(operation.responses[status]);
+      assert(response, `${about}: ${status} is not documented`);
+      seen.add(`${operation.operationId ?? operation.summary} ${status}`);
+
+      const documented = new Map<string, Node>(
+        Object.entries(response.headers ?? {}).map(([name, header]) => [name.toLowerCase(), resolve(header)]),
+      );
+      for (const [name, { required, schema }] of documented) {
+        if (required) assert(headers.has(name), `${about}: no ${name}`);
+        // Deno 2.7 can compress, and says so
+        const value = headers.get(name)?.replace(/^Accept-Encoding, |, Accept-Encoding$/, "");
+        if (value !== undefined) values.push({ schema, value, about: `${about} ${name}` });
+      }
+      if (/^accept-encoding$/i.test(headers.get("vary") ?? "")) headers.delete("vary");
+      const known = new Set(["date", "content-length", "content-type", ...documented.keys()]);
+      assertEquals([...headers.keys()].filter((name) => !known.has(name)), [], about);
+
+      if (body === "") { // HEAD of another path is answered as its GET
+        const isDescribed = method !== "HEAD" || path !== OTHER_PATH;
+        return assertEquals(isDescribed && response.content !== undefined, false, `${about}: no content`);
+      }
+      const type = headers.get("content-type")!.split(";")[0]!;
+      const media = response.content?.[type];
+      assert(media, `${about}: ${type} is not documented`);
+      const value = type === "application/json" ? JSON.parse(body) : body;
+      values.push({ schema: media.schema, value, about });
+      if (value.error) {
+        const examples = Object.values(media.examples).map((example) => resolve(example).value);
+        assertEquals([value], examples, `${about}: the example is the answer`);
+      }
+    };
+    const checkAll = async () => {
+      for (const path of [...ROUTES, OTHER_PATH]) {
+        for (const method of ["GET", "HEAD", "OPTIONS", "POST", "DELETE"]) {
+          await check(method, path, {});
+          await check(method, path, { fields: `Accept: ${BROWSER_ACCEPT}\r\n` });
+          await check(method, path, { host: `Host: ${BAD_HOSTS[0]}\r\n` });
+        }
+      }
+    };
+    await checkAll();
+    service.kill("SIGUSR2");
+    await service.waitForOutput(/switched by hand/);
+    await checkAll();
+    service.kill("SIGTERM");
+    await service.waitForOutput(/"msg":"draining"/);
+    await checkAll();
+
+    const items = [...Object.values(OPENAPI.paths), ...Object.values(OPENAPI.components.pathItems)] as Node[];
+    const promised = items.flatMap((item) => Object.values(item) as Node[])
+      .filter(({ responses }) => responses)
+      .flatMap(({ operationId, summary, responses }) =>
+        Object.keys(responses).filter((status) => status !== "500") // which nothing here can cause
+          .map((status) => `${operationId ?? summary} ${status}`)
+      );
+    assertEquals([...seen].toSorted(), promised.toSorted(), "all that is documented was seen");
+
+    const problems = await validate(values);
+    if (!problems) return await leaveOut(context, CANNOT_VALIDATE);
+    assertEquals(problems, []);
+  });
+}
+
+/** Every content of the description with its examples. */
+function findContents(): { schema: Node; examples: Node[] }[] {
+  const contents: { schema: Node; examples: Node[] }[] = [];
+  const walk = (node: Node) => {
+    if (typeof node !== "object" || node === null) return;
+    if (node.schema && node.examples) {
+      contents.push({ schema: node.schema, examples: Object.values(node.examples).map(resolve) });
+    }
+    Object.values(node).forEach(walk);
+  };
+  walk(OPENAPI);
+  return contents;
+}
+
+/** Facts that may be any text. */
+const FREE_TEXTS = ["hostname", "platform_version", "user_agent"];
+
+/** Values that are almost a valid one, each with what is wrong. */
+function spoil(value: Node, path = ""): [Node, string][] {
+  if (typeof value === "number") return [[-1, path], [1.5, path], [String(value), path]];
+  if (typeof value === "string") {
+    const isFree = FREE_TEXTS.some((name) => path.endsWith(name));
+    return isFree ? [[1, path]] : [[`${value} `, path], ["other", path], ["", path], [null, path]];
+  }
+  if (Array.isArray(value)) {
+    return [
+      [value.slice(1), `${path}: one less`],
+      [[...value, value[0]], `${path}: one more`],
+      ...value.flatMap((item, index) =>
+        spoil(item, `${path}/${index}`)
+          .map(([spoilt, about]): [Node, string] => [value.with(index, spoilt), about])
+      ),
+    ];
+  }
+  return [
+    [{ ...value, other: 1 }, `${path}: one more`],
+    ...Object.keys(value).flatMap((key): [Node, string][] => {
+      const { [key]: _, ...rest } = value;
+      const spoilt = spoil(value[key], `${path}/${key}`);
+      return [
+        [rest, `${path}: no ${key}`],
+        ...spoilt.map(([item, about]): [Node, string] => [{ ...value, [key]: item }, about]),
+      ];
+    }),
+  ];
+}
+
+test("every example is as its schema says, and a schema refuses what is almost an example", async (context) => {
+  const good: Check[] = [];
+  const bad: Check[] = [];
+  for (const { schema, examples } of findContents()) {
+    for (const { summary, value } of examples) {
+      good.push({ schema, value, about: summary });
+      if (typeof value === "string") bad.push({ schema, value: `<p>${value}`, about: `${summary}: no page` });
+      else {bad.push(
+          ...spoil(value).map(([value, about]) => ({ schema, value, about: `${summary} ${about}` })),
+        );}
+    }
+  }
+  for (const [name, { schema }] of Object.entries(OPENAPI.components.headers) as [string, Node][]) {
+    for (const value of ["other", ""]) bad.push({ schema, value, about: `${name}: ${value}` });
+  }
+  const [problems, refusals] = [await validate(good), await validate(bad)];
+  if (!problems || !refusals) return await leaveOut(context, CANNOT_VALIDATE);
+  assertEquals(problems, []);
+  const accepted = bad.filter(({ about }) =>
+    !refusals.some((refusal) => refusal.startsWith(`${about}: data`))
+  );
+  assertEquals(accepted.map(({ about }) => about), [], "accepted, and should not be");
+});
+
+test("the description names no value that cannot come, and requires what always comes", () => {
+  const leaves = (node: Node): Node[] =>
+    typeof node === "object" && node !== null ? Object.values(node).flatMap(leaves) : [node];
+  const shown = leaves(Object.values(OPENAPI.components.examples).map((example: Node) => example.value));
+  const elsewhere = ["Darwin", "Windows", "aarch64"]; // no example is from there
+  const named = (node: Node): Node[] =>
+    typeof node !== "object" || node === null
+      ? []
+      : [...leaves(node.enum ?? []), ...leaves(node.const ?? []), ...Object.values(node).flatMap(named)];
+  const unknown = named(OPENAPI.components.schemas).filter((value) =>
+    ![...shown, ...elsewhere].includes(value)
+  );
+  assertEquals(unknown, []);
+  const required = Object.entries(OPENAPI.components.headers).filter(([, header]) =>
+    (header as Node).required
+  );
+  assertEquals(required.map(([name]) => name), ["Allow", "Cache-Control", "Vary", "X-Content-Type-Options"]);
+});
+
+test("docs/openapi.json has the version of deno.json, the routes of the service and its port", () => {
+  assertEquals(OPENAPI.info.version, project.version);
+  assertEquals(Object.keys(OPENAPI.paths), ROUTES);
+  assertEquals(OPENAPI.servers[0].variables.port.default, "5000");
+});
