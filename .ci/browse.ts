@@ -5,7 +5,10 @@ import puppeteer from "npm:puppeteer-core@25.16.0";
 
 interface Input {
   readonly executablePath: string;
-  readonly userDataDir: string;
+  /** For all that Chromium writes. */
+  readonly folder: string;
+  /** A shell script that ends Chromium is to be here. */
+  readonly exitScript: string;
   readonly visits: {
     readonly url: string;
     readonly scheme: "light" | "dark";
@@ -38,13 +41,15 @@ async function readFirstPixel(png: string) {
   return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
 }
 
-const { executablePath, userDataDir, visits }: Input = await new Response(Deno.stdin.readable).json();
+const { executablePath, folder, exitScript, visits }: Input = await new Response(Deno.stdin.readable).json();
 const browser = await puppeteer.launch({
   executablePath,
-  userDataDir,
-  pipe: true, // so that it ends with this process
+  userDataDir: `${folder}/profile`,
+  env: { ...Deno.env.toObject(), HOME: folder, TMPDIR: folder },
+  pipe: true,
   args: ["--no-sandbox", "--disable-gpu", "--disable-quic"],
 });
+Deno.writeTextFileSync(exitScript, `kill -s KILL -- -${browser.process()!.pid}`);
 try {
   const blank = await browser.newPage();
   const seen = [];
@@ -69,4 +74,5 @@ try {
   console.log(JSON.stringify(seen));
 } finally {
   await browser.close();
+  Deno.removeSync(exitScript);
 }

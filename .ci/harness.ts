@@ -95,7 +95,7 @@ interface Guard {
 const GUARD_SCRIPT = `trap "" INT TERM HUP
 read -r _
 for file in "$0"/*.exit; do [ ! -f "$file" ] || sh "$file" >/dev/null 2>&1; done
-rm -rf "$0"`;
+for try in 1 2 3 4 5; do rm -rf "$0" && break; sleep 1; done # what was killed may still write`;
 let guard: Guard | undefined;
 let names = 0;
 
@@ -158,7 +158,7 @@ export async function runProgram(command: readonly string[], options: ProgramOpt
     stderr: "piped",
     detached: true,
   }).spawn();
-  const forget = atExit(`kill -KILL -- -${child.pid}`);
+  const forget = atExit(`kill -s KILL -- -${child.pid}`);
   try {
     if (options.input !== undefined) {
       await new Blob([options.input]).stream().pipeTo(child.stdin).catch(() => {}); // it may not read all
@@ -523,7 +523,7 @@ export async function launch(
     stderr: "piped",
     detached: true,
   }).spawn();
-  const forgetProcess = atExit(`kill -KILL -- -${child.pid}`);
+  const forgetProcess = atExit(`kill -s KILL -- -${child.pid}`);
   const run = new Run(form, child, container, () => {
     forgetProcess();
     forgetContainer?.();

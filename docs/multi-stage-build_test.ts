@@ -12,11 +12,13 @@ import {
   HARDENED,
   IMAGE,
   inspect,
+  leaveOut,
   makeTempPath,
   probe,
   readOutput,
   readText,
   runContainer,
+  runProgram,
   test,
   waitUntil,
 } from "../.ci/harness.ts";
@@ -139,8 +141,10 @@ async function listFiles(name: string) {
   );
 }
 
-test("image: adds one file to its base, root's and writable by nobody", async () => {
+test("image: adds one file to its base, root's and writable by nobody", async (context) => {
   const base = await inspect('(index .Config.Labels "org.opencontainers.image.base.name")', image);
+  const { code } = await runProgram(["docker", "image", "inspect", base]);
+  if (code !== 0) return await leaveOut(context, `${base} is not here`);
   const [before, after] = [await listFiles(base), await listFiles(image)];
   const added = [...after].filter(([path]) => !before.has(path));
   assertEquals(added, [["devops-info-service", "-r-xr-xr-x 0/0"]]);

@@ -97,9 +97,12 @@ interface View {
 
 /** Lets Chromium visit pages; nothing when what drives it cannot be had. */
 async function browse(visits: Visit[]): Promise<[View, ...View[]] | undefined> {
+  const folder = makeTempPath("chromium");
+  await Deno.mkdir(folder);
   const output = await runTool(pathOf(".ci/browse.ts"), {
     executablePath: CHROMIUM,
-    userDataDir: makeTempPath("chromium"),
+    folder,
+    exitScript: makeTempPath("chromium.exit"),
     visits: visits.map((visit) => ({ scheme: "light", width: 1000, ...visit })),
   });
   return output && JSON.parse(output);
