@@ -43,6 +43,7 @@ const HELD_MEGABYTES = 226;
 // ---- Kubernetes ----
 
 const MANIFESTS = "docs/deploy/kubernetes.yaml";
+const POLICY = "docs/deploy/network-policy.yaml";
 const LABELS = {
   "app.kubernetes.io/name": project.name,
   "app.kubernetes.io/component": "web",
@@ -50,8 +51,9 @@ const LABELS = {
 const VERSIONED = { ...LABELS, "app.kubernetes.io/version": project.version };
 
 test("the manifests are what their kinds allow", async (context) => {
-  const objects = await parseYaml(MANIFESTS);
-  if (!objects) return await leaveOut(context, CANNOT_PARSE);
+  const [manifests, policy] = [await parseYaml(MANIFESTS), await parseYaml(POLICY)];
+  if (!manifests || !policy) return await leaveOut(context, CANNOT_PARSE);
+  const objects = [...manifests, ...policy];
   // the validators let unknown fields pass, the types do not, so both are asked
   const program = makeTempPath("manifests.ts");
   const lines = objects.flatMap((object, n) => {
@@ -78,7 +80,10 @@ test("the manifests agree with the service, its image and each other", async (co
   for (const { kind, metadata } of objects) {
     assertEquals(metadata, { name: project.name, labels: VERSIONED }, kind);
   }
-  const { selector, strategy, template, replicas } = deployment.spec;
+  const { selector, strategy, template, replicas, minReadySeconds, progressDeadlineSeconds } =
+    deployment.spec;
+  assertGreater(minReadySeconds, 0, "a pod that fails at once must stop the update");
+  assertGreater(progressDeadlineSeconds, 10 * minReadySeconds);
   assertEquals(template.metadata.labels, VERSIONED);
   assertEquals(selector, { matchLabels: LABELS });
   assertEquals(strategy, { type: "RollingUpdate", rollingUpdate: { maxUnavailable: 0, maxSurge: 1 } });
@@ -162,6 +167,13 @@ test("the probes tell a drain from sickness, and the grace period is above drain
   assertGreater(until(livenessProbe), config.DRAIN_SECONDS, "a drain must not look like sickness");
   assertLess(until(readinessProbe), until(livenessProbe), "out of the way before it is restarted");
   assertGreaterOrEqual(until(startupProbe), 30, "time to start");
+});
+
+test("the network policy lets the pods answer, and nothing out", async (context) => {
+  const [policy] = await parseYaml(POLICY) ?? [];
+  if (!policy) return await leaveOut(context, CANNOT_PARSE);
+  assertEquals(policy.metadata, { name: project.name, labels: LABELS });
+  assertEquals(policy.spec, { podSelector: { matchLabels: LABELS }, policyTypes: ["Egress"], egress: [] });
 });
 
 // ---- Compose ----
