@@ -1,8 +1,8 @@
 /**
  * The DevOps Info Service: `GET /` says what it is and where it runs, `GET /health` whether it is well.
  *
- * Data flows one way: environment → {@linkcode Config} → {@linkcode Service} → `Response`. Only
- * {@linkcode main} and what it starts read the environment, the clock and the machine.
+ * A request takes this path: `Deno.serve` → {@linkcode handle} → `answer` → `respond`. Data flows one way:
+ * environment → {@linkcode Config} → {@linkcode Service} → facts → `Response`.
  *
  * @module
  */
@@ -12,12 +12,26 @@ import project from "./deno.json" with { type: "json" };
 
 // ---- What it is ----
 
-const SERVICE = {
+const ABOUT = {
   name: project.name,
   version: project.version,
   description: "DevOps course info service",
   framework: "Deno.serve",
 };
+const ENDPOINTS = [
+  { path: "/", method: "GET", description: "Service information" },
+  { path: "/health", method: "GET", description: "Health check" },
+];
+
+/** What `GET /` reports, as JSON or as a page. */
+type Facts = ReturnType<typeof collectFacts>;
+
+function collectFacts(exchange: Exchange) {
+  const { service: { system, clock }, path } = exchange;
+  // HEAD needs the length of GET's answer
+  const request = { ...findClient(exchange), method: "GET", path };
+  return { service: ABOUT, system, runtime: clock.now(), request, endpoints: ENDPOINTS };
+}
 
 function readSystem() {
   const platforms: Record<string, string> = { darwin: "Darwin", windows: "Windows" };
@@ -31,7 +45,90 @@ function readSystem() {
   };
 }
 
+/**
+ * Tells the monotonic time, and the time as the facts have it. The second is kept for a millisecond, since
+ * formatting it is slow. Both sources give milliseconds: `wall` may jump, `monotonic` never does.
+ */
+export function createClock(wall = Date.now, monotonic = () => performance.now()) {
+  let millisecond = -1;
+  let kept = describeTime(0, 0);
+  const now = () => {
+    const uptime = Math.floor(monotonic());
+    if (uptime !== millisecond) [millisecond, kept] = [uptime, describeTime(wall(), uptime)];
+    return kept;
+  };
+  return { monotonic, now };
+}
+
+function describeTime(wall: number, uptime: number) {
+  const uptime_seconds = Math.floor(uptime / 1000);
+  const minutes = Math.floor(uptime_seconds / 60);
+  const count = (n: number, unit: string) => `${n} ${unit}${n === 1 ? "" : "s"}`;
+  return {
+    uptime_seconds,
+    uptime_human: `${count(Math.floor(minutes / 60), "hour")}, ${count(minutes % 60, "minute")}`,
+    current_time: new Date(wall).toISOString(),
+    timezone: "UTC", // of current_time
+  };
+}
+
+function renderJson({ service, system, runtime, request, endpoints }: Facts): string {
+  return `{"service":${stringifyOnce(service)},"system":${stringifyOnce(system)},` +
+    `"runtime":${stringifyOnce(runtime)},"request":${JSON.stringify(request)},` +
+    `"endpoints":${stringifyOnce(endpoints)}}\n`;
+}
+
+const SHARED_JSON = new WeakMap<object, string>();
+
+function stringifyOnce(shared: object): string {
+  let text = SHARED_JSON.get(shared);
+  if (text === undefined) SHARED_JSON.set(shared, text = JSON.stringify(shared));
+  return text;
+}
+
 // ---- Configuration ----
+
+export type Config = {
+  readonly [Name in keyof typeof VARIABLES]: (typeof VARIABLES)[Name]["fallback"];
+};
+
+/**
+ * Reads the environment. An empty variable counts as unset; on a terminal the log is text by default.
+ * Throws a {@linkcode RangeError} with a line for each value that is not allowed.
+ */
+export function parseConfig(env: Pick<Deno.Env, "get">, isTerminal: boolean): Config {
+  const problems: string[] = [];
+  const entries = Object.entries(VARIABLES).map(([name, { fallback, allowed, parse }]) => {
+    const text = readVariable(env, name);
+    if (!text) return [name, isTerminal && name === "LOG_FORMAT" ? "text" : fallback];
+    const value = parse(text);
+    if (value === undefined) problems.push(`${name}=${printable(text)}: allowed is ${allowed}`);
+    return [name, value];
+  });
+  for (const [name, ours] of Object.entries(BYPASSES)) {
+    const text = readVariable(env, name);
+    if (text) problems.push(`${name}=${printable(text)}: not allowed, use ${ours} instead`);
+  }
+  if (problems.length > 0) throw new RangeError(problems.join("\n"));
+  return Object.fromEntries(entries);
+}
+
+const VARIABLES = {
+  HOST: oneOf("address to listen on", "0.0.0.0", ["0.0.0.0", "::", "127.0.0.1", "::1", "localhost"]),
+  PORT: wholeNumber(
+    "port to listen on; 0 picks and logs a free one, without --health",
+    5000,
+    65535,
+  ),
+  LOG_LEVEL: oneOf("minimum level to log", "info", ["debug", "info", "warn", "error"]),
+  LOG_FORMAT: oneOf("form of a log line; text on a terminal", "json", ["json", "text"]),
+  TRUST_PROXY: wholeNumber("exact number of proxies in front that append to X-Forwarded-For", 0, 16),
+  DRAIN_SECONDS: wholeNumber("seconds to keep serving after SIGTERM while /health answers 503", 0, 300),
+  SHUTDOWN_SECONDS: wholeNumber("seconds that running requests then have to finish", 8, 300),
+};
+
+/** Deno's own variables that would bypass ours. */
+const BYPASSES = { DENO_SERVE_ADDRESS: "HOST and PORT", DENO_TRUST_PROXY_HEADERS: "TRUST_PROXY" };
 
 function oneOf<T extends string>(help: string, fallback: NoInfer<T>, values: T[]) {
   const parse = (text: string) => values.find((value) => value === text);
@@ -40,610 +137,502 @@ function oneOf<T extends string>(help: string, fallback: NoInfer<T>, values: T[]
 
 function wholeNumber(help: string, fallback: number, max: number) {
   const parse = (text: string) => /^\d{1,5}$/.test(text) && Number(text) <= max ? Number(text) : undefined;
-  return { help, fallback, allowed: `0–${max}`, parse };
+  return { help, fallback, allowed: `a whole number from 0 to ${max}`, parse };
 }
 
-const VARIABLES = {
-  HOST: oneOf("address to listen on", "0.0.0.0", ["0.0.0.0", "::", "127.0.0.1", "::1", "localhost"]),
-  PORT: wholeNumber("port to listen on; 0 takes a free one", 5000, 65535),
-  LOG_LEVEL: oneOf("least level that is logged", "info", ["debug", "info", "warn", "error"]),
-  LOG_FORMAT: oneOf("form of a log line; text on a terminal", "json", ["json", "text"]),
-  TRUST_PROXY: wholeNumber("proxies in front whose X-Forwarded-For is believed", 0, 16),
-  DRAIN_SECONDS: wholeNumber("after a signal, serve on as draining for so long", 0, 300),
-  SHUTDOWN_SECONDS: wholeNumber("then let running requests finish for so long", 8, 300),
-};
-
-/** What the environment says, checked and complete: a key for each variable. */
-export type Config = {
-  readonly [Name in keyof typeof VARIABLES]: (typeof VARIABLES)[Name]["fallback"];
-};
-
-/**
- * Makes the configuration out of the environment.
- *
- * @param get looks a variable up; an empty one counts as unset
- * @param isTerminal whether standard output is a terminal, so that people read the log
- * @returns the value of every variable, or its default
- * @throws {RangeError} when values are not allowed: a line for each, with what is
- */
-export function parseConfig(get: (name: string) => string | undefined, isTerminal: boolean): Config {
-  const problems: string[] = [];
-  const entries = Object.entries(VARIABLES).map(([name, { fallback, allowed, parse }]) => {
-    const text = get(name);
-    if (!text) return [name, isTerminal && name === "LOG_FORMAT" ? "text" : fallback];
-    const value = parse(text);
-    if (value === undefined) problems.push(`${name}=${printable(text)}: allowed is ${allowed}`);
-    return [name, value];
-  });
-  if (problems.length > 0) throw new RangeError(problems.join("\n"));
-  return Object.fromEntries(entries);
+function readVariable(env: Pick<Deno.Env, "get">, name: string): string | undefined {
+  try {
+    return env.get(name);
+  } catch (error) {
+    if (error instanceof Deno.errors.InvalidData) return "\ufffd"; // not Unicode, so not an allowed value
+    throw error;
+  }
 }
 
-// ---- The two routes ----
+// ---- Routes ----
 
-/** All that an answer depends on, beside the request. */
+/** Everything an answer depends on except the request. Only signals change `status`. */
 export interface Service {
   readonly config: Config;
   readonly system: ReturnType<typeof readSystem>;
-  readonly clock: Clock;
-  readonly log: Logger;
-  /** What `GET /health` says. */
-  status: Status;
-  /** The answers of this millisecond. */
-  prepared?: Prepared;
+  readonly clock: ReturnType<typeof createClock>;
+  readonly log: ReturnType<typeof createLogger>;
+  status: "healthy" | "unhealthy" | "draining";
 }
 
-type Status = "healthy" | "unhealthy" | "draining";
-
-/** Where the time comes from, so that a test can say how late it is. */
-export interface Clock {
-  /** The wall clock, as RFC 3339 to the millisecond: for people, and it may jump. */
-  timestamp(): string;
-  /** Milliseconds since the process started: never jumps. */
-  monotonic(): number;
-}
-
-/** One request on its way through the service. */
+/** A request on its way through the service. */
 interface Exchange {
   readonly service: Service;
   readonly request: Request;
-  readonly connection: Connection;
+  readonly peer: { remoteAddr: { hostname: string } };
   readonly path: string;
-  /** When it came, on the monotonic clock. */
-  readonly start: number;
-  client?: { readonly client_ip: string; readonly user_agent: string };
-}
-
-/** The part of `Deno.ServeHandlerInfo` that is used, and only when it is, since reading it costs. */
-export interface Connection {
-  readonly remoteAddr: { readonly hostname: string };
-}
-
-interface Route {
-  readonly description: string;
-  answer(exchange: Exchange): Response;
-}
-
-const ROUTES = new Map<string, Route>([
-  ["/", { description: "Service information", answer: information }],
-  ["/health", { description: "Health check", answer: health }],
-]);
-const ENDPOINTS = Array.from(ROUTES, ([path, { description }]) => ({ path, method: "GET", description }));
-
-const ALLOW = "GET, HEAD, OPTIONS";
-const CONTENT_TYPE = { "content-type": "application/json; charset=utf-8" };
-const ANSWER_HEADERS = headersByStatus(CONTENT_TYPE);
-const INFORMATION_HEADERS = headersByStatus({ ...CONTENT_TYPE, vary: "accept" });
-const OPTIONS_HEADERS = headersByStatus({ allow: ALLOW });
-const NOT_ALLOWED_HEADERS = headersByStatus({ ...CONTENT_TYPE, allow: ALLOW });
-
-function headersByStatus(headers: Record<string, string>): Record<Status, HeadersInit> {
-  const open = { ...headers, "cache-control": "no-store", "x-content-type-options": "nosniff" };
-  return { healthy: open, unhealthy: open, draining: { ...open, connection: "close" } };
-}
-
-/** Both answers, but for what is the request's own. */
-interface Prepared {
-  readonly millisecond: number;
-  readonly status: Status;
-  readonly health: string;
-  readonly information: readonly string[];
-}
-
-/** Where the request's own part goes; no string can contain it, since JSON escapes quotes. */
-const REQUEST = '"request":null';
-
-/** Time to the millisecond is all that changes, so under load a hundred requests share this work. */
-function prepare(service: Service, start: number): Prepared {
-  const { status, system, clock, prepared } = service;
-  const millisecond = Math.floor(start);
-  if (prepared?.millisecond === millisecond && prepared.status === status) return prepared;
-  const uptime_seconds = Math.floor(start / 1000);
-  const time = clock.timestamp();
-  const health = { status, timestamp: time, uptime_seconds };
-  const information = {
-    service: SERVICE,
-    system,
-    runtime: {
-      uptime_seconds,
-      uptime_human: humanUptime(uptime_seconds),
-      current_time: time,
-      timezone: "UTC", // which current_time is in
-    },
-    request: null,
-    endpoints: ENDPOINTS,
-  };
-  return service.prepared = {
-    millisecond,
-    status,
-    health: toLine(health),
-    information: toLine(information).split(REQUEST),
-  };
-}
-
-function information(exchange: Exchange): Response {
-  const { service, request, start } = exchange;
-  const { status } = service;
-  // HEAD is told the length of what GET gets
-  const own = { ...clientOf(exchange), method: "GET", path: "/" };
-  const body = prepare(service, start).information.join(`"request":${JSON.stringify(own)}`);
-  if (accepts(request, "application/json", "text/html") === "text/html") {
-    return new Response(page(JSON.parse(body), status), { headers: PAGE_HEADERS[status] });
-  }
-  return new Response(body, { headers: INFORMATION_HEADERS[status] });
-}
-
-function health({ service, start }: Exchange): Response {
-  return new Response(prepare(service, start).health, {
-    status: service.status === "healthy" ? STATUS_CODE.OK : STATUS_CODE.ServiceUnavailable,
-    headers: ANSWER_HEADERS[service.status],
-  });
+  client?: { client_ip: string; user_agent: string };
 }
 
 /**
- * Answers a request and logs it.
- *
- * @param service what the answer depends on
- * @param request the request, whose body is never read
- * @param connection which it came on
- * @returns the answer; where we fail, a 500 that says nothing of the cause, which is logged
+ * Answers a request and logs it; it never reads the body. If the service fails, the client gets a plain 500,
+ * and the log has the cause.
  */
-export function handle(service: Service, request: Request, connection: Connection): Response {
+export function handle(service: Service, request: Request, peer: Exchange["peer"]): Response {
   const { clock, log } = service;
   const start = clock.monotonic();
-  const path = pathOf(request.url);
-  const exchange: Exchange = { service, request, connection, path, start };
+  const exchange: Exchange = { service, request, peer, path: findPath(request.url) };
   let response: Response;
   let failure = {};
   try {
-    response = route(exchange);
+    response = answer(exchange);
   } catch (error) {
     failure = { error: Deno.inspect(error) };
-    response = errorAnswer(service, STATUS_CODE.InternalServerError, "An unexpected error occurred");
+    response = refuse(exchange, STATUS_CODE.InternalServerError, "An unexpected error occurred");
   }
-  const isGoodProbe = path === "/health" && response.ok;
-  const level = response.status >= 500 ? "error" : isGoodProbe ? "debug" : "info";
+  const { status } = response;
+  const level = status >= 500 ? "error" : status < 300 && exchange.path === "/health" ? "debug" : "info";
   if (log.writes(level)) {
-    log.write(level, "request", {
-      method: request.method,
-      path,
-      status: response.status,
-      duration_ms: Math.round((clock.monotonic() - start) * 1000) / 1000,
-      ...clientOf(exchange),
-      ...failure,
-    });
+    const duration_ms = Math.round((clock.monotonic() - start) * 1000) / 1000;
+    const result = { method: request.method, path: exchange.path, status, duration_ms };
+    log.write(level, "request", { ...result, ...findClient(exchange), ...failure });
   }
   return response;
 }
 
-function route(exchange: Exchange): Response {
-  const { service, request, path } = exchange;
-  const { method } = request;
-  if (!isHost(request.headers.get("host"))) {
-    return errorAnswer(service, STATUS_CODE.BadRequest, "Host is not valid");
+function answer(exchange: Exchange): Response {
+  const { service: { status }, request, path } = exchange;
+  const { method, headers, url } = request;
+  if (!isHost(headers.get("host"))) return refuse(exchange, STATUS_CODE.BadRequest, "Host is not valid");
+  const isEndpoint = ENDPOINTS.some((endpoint) => endpoint.path === path);
+  const hasOptions = isEndpoint || path === "/*"; // Deno shows * as /*
+  if (method === "OPTIONS" && hasOptions) return respond(exchange, STATUS_CODE.NoContent, null, ALLOW);
+  const isRead = method === "GET" || method === "HEAD";
+  if (isEndpoint && !isRead) {
+    return refuse(exchange, STATUS_CODE.MethodNotAllowed, `Endpoint allows ${ALLOW.allow}`, ALLOW);
   }
-  const found = ROUTES.get(path);
-  if (method === "OPTIONS" && (found || path === "/*")) {
-    const { status } = service;
-    return new Response(null, { status: STATUS_CODE.NoContent, headers: OPTIONS_HEADERS[status] });
+  if (path === "/health") return answerHealth(exchange);
+  const isShort = (headers.get("accept") ?? "").length < 1000; // `accepts` is slow on a long one
+  if (isRead && isShort && accepts(request, "application/json", "text/html") === "text/html") {
+    const page = renderPage(collectFacts(exchange), isEndpoint ? status : "not_found", url);
+    return respond(exchange, isEndpoint ? STATUS_CODE.OK : STATUS_CODE.NotFound, page, PAGE_TYPE);
   }
-  if (!found) return errorAnswer(service, STATUS_CODE.NotFound, "Endpoint does not exist");
-  if (method === "GET" || method === "HEAD") return found.answer(exchange);
-  const message = `Endpoint allows ${ALLOW}`;
-  return errorAnswer(service, STATUS_CODE.MethodNotAllowed, message, NOT_ALLOWED_HEADERS);
+  if (!isEndpoint) return refuse(exchange, STATUS_CODE.NotFound, "Endpoint does not exist", VARY);
+  return respond(exchange, STATUS_CODE.OK, renderJson(collectFacts(exchange)), { ...JSON_TYPE, ...VARY });
 }
 
-/**
- * RFC 9110, section 4.2: a host that is not empty, and a port. The runtime makes the URL of it, and
- * `Host: x/health?` would move the path. HTTP/1.0, which load balancers probe with, has none.
- */
+function answerHealth(exchange: Exchange): Response {
+  const { status, clock } = exchange.service;
+  const { current_time: timestamp, uptime_seconds } = clock.now();
+  const code = status === "healthy" ? STATUS_CODE.OK : STATUS_CODE.ServiceUnavailable;
+  return respond(exchange, code, JSON.stringify({ status, timestamp, uptime_seconds }) + "\n", JSON_TYPE);
+}
+
+function refuse(exchange: Exchange, code: number & keyof typeof STATUS_TEXT, message: string, own = {}) {
+  const body = JSON.stringify({ error: STATUS_TEXT[code], message }) + "\n";
+  return respond(exchange, code, body, { ...JSON_TYPE, ...own });
+}
+
+type Fields = Record<string, string>;
+const ALLOW = { allow: "GET, HEAD, OPTIONS" };
+const JSON_TYPE: Fields = { "content-type": "application/json" };
+const VARY: Fields = { vary: "accept" };
+
+/** Makes every response. HEAD gets the length of GET's body but no body: HTTP/2 clients reject one. */
+function respond({ service, request }: Exchange, status: number, body: string | null, own: Fields): Response {
+  const headers: Fields = { ...own, "cache-control": "no-store", "x-content-type-options": "nosniff" };
+  if (service.status === "draining") headers.connection = "close";
+  if (request.method !== "HEAD" || body === null) return new Response(body, { status, headers });
+  headers["content-length"] = String(new TextEncoder().encode(body).length);
+  return new Response(null, { status, headers });
+}
+
+// ---- Requests ----
+
+/** Deno makes the URL from Host, so `Host: x/health?` would change the path. HTTP/1.0 allows no Host. */
 function isHost(host: string | null): boolean {
-  return host === null || /^[\w.~!$&'()*+,;=-]+(?::\d{0,5})?$/.test(host) ||
-    /^(?:\[[\da-f:.]+\]|(?:[\w.~!$&'()*+,;=-]|%[\da-f]{2})+)(?::\d{0,5})?$/i.test(host) &&
-      URL.canParse(`http://${host}`);
+  if (host === null) return true;
+  if (host.startsWith("[")) return /^\[[\da-f:.]+\](?::\d*)?$/i.test(host) && URL.canParse(`http://${host}`);
+  const match = /^(?:[\w.~!$&'()*+,;=-]|%[\da-f]{2})+(?::(\d*))?$/i.exec(host);
+  return match !== null && Number(match[1] ?? 0) <= 65535;
 }
 
-/** The path as it was sent: `new URL` would make `/health` of `/%2e%2e/health`. */
-function pathOf(url: string): string {
-  const hierarchy = before("?", before("#", url));
-  const start = hierarchy.indexOf("/", hierarchy.indexOf("//") + 2);
-  return start < 0 ? "/" : hierarchy.slice(start);
+/** The path as it was sent: `new URL` would turn `/%2e%2e/health` into `/health`. */
+function findPath(url: string): string {
+  return /^[^/]*\/\/[^/?#]*([^?#]*)/.exec(url)?.[1] || "/";
 }
 
-function before(delimiter: string, text: string): string {
-  const end = text.indexOf(delimiter);
-  return end < 0 ? text : text.slice(0, end);
-}
-
-type ErrorCode = number & keyof typeof STATUS_TEXT;
-
-function errorAnswer({ status }: Service, code: ErrorCode, message: string, headers = ANSWER_HEADERS) {
-  const body = toLine({ error: STATUS_TEXT[code], message });
-  return new Response(body, { status: code, headers: headers[status] });
-}
-
-function toLine(value: unknown): string {
-  return JSON.stringify(value) + "\n";
-}
-
-function clientOf(exchange: Exchange) {
+/** Who sent the request. It is looked up once, and only when needed, since reading headers costs. */
+function findClient(exchange: Exchange) {
   if (exchange.client) return exchange.client;
-  const { service, request: { headers }, connection } = exchange;
-  // behind N proxies, what the outermost of them saw; a client writes what it likes left of that
-  const proxies = service.config.TRUST_PROXY;
-  const seen = proxies > 0 && headers.get("x-forwarded-for")?.split(",").at(-proxies)?.trim();
-  const address = seen && isAddress(seen) ? seen : connection.remoteAddr.hostname;
+  const { service: { config }, request: { headers }, peer: { remoteAddr: { hostname } } } = exchange;
   return exchange.client = {
-    client_ip: address.replace(/^::ffff:(?=[\d.]+$)/i, ""), // how a dual-stack socket shows IPv4
+    client_ip: findForwarded(headers, config.TRUST_PROXY) ?? normalizeIpv6(hostname) ?? hostname,
     user_agent: headers.get("user-agent") || "unknown",
   };
 }
 
-function isAddress(text: string): boolean {
-  return /^[\d.]+$/.test(text)
-    ? URL.parse(`http://${text}`)?.hostname === text
-    : /^[\da-f:.]+$/i.test(text) && URL.canParse(`http://[${text}]`);
+/** With N proxies in front, the Nth address from the right. Clients can forge what is left of it. */
+function findForwarded(headers: Headers, proxies: number): string | undefined {
+  const address = proxies > 0 && headers.get("x-forwarded-for")?.split(",").at(-proxies)?.trim();
+  if (!address) return undefined;
+  const [, ipv4, ipv6 = address] = /^(?:([\d.]+)|\[(.+)\])(?::\d{1,5})?$/.exec(address) ?? [];
+  if (ipv4 === undefined) return normalizeIpv6(ipv6);
+  return URL.parse(`http://${ipv4}`)?.hostname === ipv4 ? ipv4 : undefined;
 }
 
-function humanUptime(seconds: number): string {
-  const count = (n: number, unit: string) => `${n} ${unit}${n === 1 ? "" : "s"}`;
-  const minutes = Math.floor(seconds / 60);
-  return `${count(Math.floor(minutes / 60), "hour")}, ${count(minutes % 60, "minute")}`;
+/** The one spelling that RFC 5952 allows; IPv4 for `::ffff:192.0.2.7`, which dual-stack sockets show. */
+function normalizeIpv6(text: string): string | undefined {
+  if (!/^[\da-f.]*:[\da-f:.]+$/i.test(text)) return undefined;
+  const address = URL.parse(`http://[${text}]`)?.hostname.slice(1, -1);
+  const [, high = "", low = ""] = /^::ffff:([\da-f]+):([\da-f]+)$/.exec(address ?? "") ?? [];
+  if (high === "") return address;
+  return [high, low].map((part) => parseInt(part, 16)).map((part) => `${part >> 8}.${part & 255}`).join(".");
 }
 
-// ---- The page: what GET / answers, for people ----
+// ---- Page ----
 
+const BANNERS = {
+  healthy: { mark: "✓", color: "#186a3b", text: "/health answers 200." },
+  unhealthy: { mark: "✗", color: "#b3261e", text: "A drill: /health answers 503 until SIGUSR2 ends it." },
+  draining: { mark: "↓", color: "#7a4a00", text: "About to stop: /health answers 503." },
+  not_found: { mark: "?", color: "#505860", text: "Nothing is at this address. The endpoints below exist." },
+};
+const LABELS: Record<string, string> = { uptime_human: "Uptime", cpu_count: "CPUs", client_ip: "Client IP" };
 const STYLE = `
-:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
-body { max-width: 60rem; margin: auto; padding: 1rem }
-header { display: flex; flex-wrap: wrap; gap: 0 1rem; align-items: center }
-h1, h2 { margin: 0; line-height: 1.2 }
-h2 { font-size: 1rem; text-transform: capitalize }
-header p { flex-basis: 100%; margin: .5rem 0 1rem }
-strong { padding: .1rem .8rem; border-radius: 1rem; color: #fff; background: #b3261e }
-.healthy { background: #186a3b }
-main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem }
-section { padding: 1rem; border: 1px solid #8886; border-radius: .5rem }
-dl { display: grid; grid-template-columns: auto 1fr; gap: 0 1rem; margin: .5rem 0 0 }
-dt { opacity: .75 }
-dd { margin: 0; overflow-wrap: anywhere; font-family: ui-monospace, monospace }`;
-const STYLE_HASH = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(STYLE));
-const PAGE_HEADERS = headersByStatus({
+:root { color-scheme: light dark; background: Canvas; font: 1rem/1.5 system-ui, sans-serif }
+body { max-width: 56rem; margin: auto; padding: 1rem; overflow-wrap: anywhere }
+body, header, main { display: grid; gap: 1.5rem 2rem }
+main { grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
+h1, h2, p, dl, dd { margin: 0; font-size: 1rem }
+h1 { font-size: 1.5rem }
+.banner { padding: .5rem; border: 2px solid #0000; border-radius: .5rem; color: #fff; print-color-adjust: exact }
+${Object.entries(BANNERS).map(([name, { color }]) => `.${name} { background: ${color} }`).join("\n")}
+table { width: 100%; border-spacing: 0; margin-bottom: .5rem }
+div, tr { display: flex; flex-wrap: wrap; gap: 0 1rem; padding: .25rem 0; border-top: 1px solid #8886 }
+dt { flex: 0 1 9rem }
+th, td { flex: 0 1 5rem; padding: 0; text-align: left }
+dd, :is(th, td):last-child { flex: 1 1 10rem }
+dt, th, footer { font-weight: normal; opacity: .75 }`;
+const STYLE_HASH = new Uint8Array(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(STYLE)));
+const PAGE_TYPE: Fields = {
   "content-type": "text/html; charset=utf-8",
-  "content-security-policy": `default-src 'none'; style-src 'sha256-${
-    btoa(String.fromCharCode(...new Uint8Array(STYLE_HASH)))
-  }'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'`,
+  "content-security-policy": `default-src 'none'; style-src 'sha256-${STYLE_HASH.toBase64()}'; ` +
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
   "referrer-policy": "no-referrer",
-  vary: "accept",
-});
+  ...VARY,
+};
 
-type Section = Record<string, unknown>;
-
-function page({ service, ...sections }: Record<string, Section | Section[]>, status: Status): string {
-  const { name, description, ...rest } = service as Section;
-  const color = status === "healthy" ? "186a3b" : "b3261e";
+function renderPage(facts: Facts, state: keyof typeof BANNERS, url: string): string {
+  const { service: { name, description, ...about }, system, runtime, endpoints, ...others } = facts;
+  const { hostname, ...machine } = system;
+  const { uptime_human, current_time, timezone } = runtime;
+  const { mark, color, text } = BANNERS[state];
+  const icon = `<svg xmlns="http://www.w3.org/2000/svg"><circle cx="8" cy="8" r="8" fill="${color}"/></svg>`;
+  const rows = endpoints.map(({ path, method, description }) =>
+    `<tr><td><a href="${path}">${path}</a></td><td>${method}</td><td>${description}</td></tr>`
+  );
+  const [origin] = /^\w+:..[\w.:%[\]-]*/.exec(url) ?? []; // only characters that are safe in a shell
   return `<!doctype html>
 <html lang="en">
-<head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>${escape(name)}: ${status}</title>
-<link rel="icon" href="data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 2 2'>\
-<circle cx='1' cy='1' r='1' fill='%23${color}'/></svg>">
+<meta name="description" content="${escapeHtml(description)}">
+<title>${mark} ${escapeHtml(name)}: ${makeLabel(state)}</title>
+<link rel="icon" href="data:image/svg+xml,${encodeURIComponent(icon)}">
 <style>${STYLE}</style>
-</head>
-<body>
-<header><h1>${escape(name)}</h1><strong class="${status}">${status}</strong><p>${
-    escape(description)
-  }</p></header>
+<header>
+<hgroup><h1>${escapeHtml(name)}</h1><p>${escapeHtml(description)}</p></hgroup>
+<p class="banner ${state}"><strong>${mark} ${makeLabel(state)}.</strong> ${text}</p>
+</header>
 <main>
-${Object.entries({ service: rest, ...sections }).map(section).join("\n")}
+${renderSection(["service", { hostname, uptime_human, ...about }])}
+<section><h2>Endpoints</h2>
+<table><tr><th>Path</th><th>Method</th><th>Description</th></tr>${rows.join("")}</table>
+<p>As JSON: <code>curl "${origin}/"</code></p></section>
+${Object.entries({ system: machine, ...others }).map(renderSection).join("\n")}
 </main>
-</body>
-</html>
+<footer>Made at <time datetime="${current_time}">${current_time.slice(0, 19).replace("T", " ")}</time> \
+${timezone}. Reload to renew it. The tooltip of a label is its JSON key.</footer>
 `;
 }
 
-function section([title, content]: [string, Section | Section[]]): string {
-  return `<section><h2>${escape(title)}</h2>${[content].flat().map(list).join("")}</section>`;
-}
-
-function list(content: Section): string {
-  const items = Object.entries(content).map(([key, value]) =>
-    `<dt>${escape(key.replaceAll("_", " "))}</dt><dd>${escape(value)}</dd>`
+function renderSection([name, facts]: [string, object]): string {
+  const rows = Object.entries(facts).map(([key, value]) =>
+    `<div><dt title="${key}">${makeLabel(key)}</dt><dd>${escapeHtml(value)}</dd></div>`
   );
-  return `<dl>${items.join("")}</dl>`;
+  return `<section><h2>${makeLabel(name)}</h2><dl>${rows.join("\n")}</dl></section>`;
 }
 
-function escape(text: unknown): string {
+function makeLabel(key: string): string {
+  return LABELS[key] ?? key.charAt(0).toUpperCase() + key.slice(1).replaceAll("_", " ");
+}
+
+function escapeHtml(text: unknown): string {
   return String(text).replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
 }
 
 // ---- Logs ----
 
-const SEVERITY = { debug: 0, info: 1, warn: 2, error: 3 };
-const MAX_QUEUED_CHARACTERS = 1024 * 1024;
-const BATCH_MILLISECONDS = 10;
-
-type Telemetry = (level: Config["LOG_LEVEL"], line: string) => void;
-
 /**
- * Writes a line per event. Lines wait in a bounded queue and are written together, asynchronously: a
- * reader that stops reading costs lines, which are counted, and never a request.
+ * Writes a line per event. Lines wait in a queue and are written together, asynchronously. If nobody reads
+ * them, lines above the limit are dropped and counted; requests are not affected. `sink` returns how many
+ * bytes it wrote. If it throws, it wrote none, and the logger tries again.
  */
-export class Logger {
-  #queue = "";
-  #dropped = 0;
-  #isTorn = false;
-  #writing: Promise<void> | undefined;
+export function createLogger(config: Config, clock: Clock, sink: Output["write"], telemetry?: Telemetry) {
+  let queue = "";
+  let unwritten = new Uint8Array();
+  let dropped = 0;
+  let writing: Promise<void> | undefined;
 
-  /**
-   * @param config which lines to write, and in which form
-   * @param clock tells the time of a line
-   * @param sink writes some of the bytes and returns how many, as `Deno.stdout.write` does
-   * @param telemetry takes a line as well, on the spot, where it has the trace of the request
-   */
-  constructor(
-    private readonly config: Pick<Config, "LOG_LEVEL" | "LOG_FORMAT">,
-    private readonly clock: Clock,
-    private readonly sink: (bytes: Uint8Array) => Promise<number>,
-    private readonly telemetry?: Telemetry,
-  ) {}
+  /** Ask this first: building a line costs time. */
+  const writes = (level: Level) => SEVERITY[level] >= SEVERITY[config.LOG_LEVEL];
+  /** Waits until all lines are written, at most so many milliseconds. */
+  const flush = (milliseconds: number) => within(milliseconds, writing ?? Promise.resolve());
 
-  /**
-   * Says whether a level is logged, before anything is spent on a line.
-   *
-   * @param level of the line
-   * @returns whether `LOG_LEVEL` lets it through
-   */
-  writes(level: Config["LOG_LEVEL"]): boolean {
-    return SEVERITY[level] >= SEVERITY[this.config.LOG_LEVEL];
-  }
+  /** Never waits, never throws. `msg` is a constant text; `fields` has the values. */
+  const write = (level: Level, msg: string, fields: object = {}) => {
+    if (!writes(level)) return;
+    const line = format(level, msg, fields);
+    telemetry?.(level, line);
+    if (queue.length + unwritten.length > MAX_WAITING) dropped++;
+    else queue += line + "\n";
+    writing ??= writeAll();
+  };
 
-  /**
-   * Queues a line; never waits, never throws.
-   *
-   * @param level of the line
-   * @param msg what happened, in constant words
-   * @param fields the particulars
-   */
-  write(level: Config["LOG_LEVEL"], msg: string, fields: Record<string, unknown> = {}): void {
-    if (!this.writes(level)) return;
-    const line = this.#format(level, msg, fields);
-    this.telemetry?.(level, line);
-    if (this.#queue.length > MAX_QUEUED_CHARACTERS) {
-      this.#dropped++;
-      return;
-    }
-    this.#queue += line + "\n";
-    this.#writing ??= this.#writeQueue();
-  }
+  const format = (level: Level, msg: string, fields: object) => {
+    const time = clock.now().current_time;
+    if (config.LOG_FORMAT === "json") return printable({ time, level, msg, ...fields });
+    const show = (value: unknown) => /^[\w.:/-]+$/.test(`${value}`) ? value : printable(value);
+    const pairs = Object.entries(fields).map(([key, value]) => ` ${key}=${show(value)}`);
+    return `${time} ${level.toUpperCase().padEnd(5)} ${msg}${pairs.join("")}`;
+  };
 
-  /**
-   * Waits until what is queued is written.
-   *
-   * @param milliseconds how long to wait for a reader that does not read
-   */
-  async flush(milliseconds: number): Promise<void> {
-    await within(milliseconds, this.#writing ?? Promise.resolve());
-  }
-
-  #format(level: Config["LOG_LEVEL"], msg: string, fields: Record<string, unknown>): string {
-    const time = this.clock.timestamp();
-    return this.config.LOG_FORMAT === "json"
-      ? printable({ time, level, msg, ...fields })
-      : `${time} ${level.toUpperCase().padEnd(5)} ${msg}${pairs(fields)}`;
-  }
-
-  async #writeQueue(): Promise<void> {
-    const encoder = new TextEncoder();
-    while (this.#queue !== "" || this.#dropped > 0) {
+  const writeAll = async () => {
+    while (queue !== "" || dropped > 0) {
       await sleep(BATCH_MILLISECONDS); // a write costs about as much as a request: share it
-      const reported = this.#dropped;
-      const notice = reported > 0 ? this.#format("warn", "log lines dropped", { dropped: reported }) : "";
-      const lines = encoder.encode(this.#queue + (notice && notice + "\n"));
-      this.#queue = "";
-      let written = 0;
-      try {
-        if (this.#isTorn) await this.sink(encoder.encode("\n"));
-        while (written < lines.length) {
-          written += await this.sink(lines.subarray(written));
-          this.#isTorn = lines[written - 1] !== "\n".charCodeAt(0);
-        }
-        this.#dropped -= reported;
-      } catch { // the reader is gone, and nobody else can be told
-        const unwritten = new TextDecoder().decode(lines.subarray(written)) + this.#queue;
-        this.#dropped += unwritten.split("\n").length - 1 - (notice ? 1 : 0);
-        this.#queue = "";
-        break;
-      }
+      if (dropped > 0) queue += format("warn", "log lines dropped", { dropped }) + "\n";
+      unwritten = new TextEncoder().encode(queue);
+      [queue, dropped] = ["", 0];
+      while (unwritten.length > 0) await writeSome();
     }
-    this.#writing = undefined;
-  }
-}
-
-function pairs(fields: Record<string, unknown>): string {
-  const text = (value: unknown) => /^[\w.:/-]+$/.test(`${value}`) ? value : printable(value);
-  return Object.entries(fields).map(([key, value]) => ` ${key}=${text(value)}`).join("");
-}
-
-/** JSON that neither breaks a line nor steers a terminal: control and direction characters escaped. */
-function printable(value: unknown): string {
-  return JSON.stringify(value).replace(
-    /[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069]/g,
-    (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`,
-  );
-}
-
-// ---- Life and death ----
-
-const STOP_SIGNALS: [Deno.Signal, number][] = [
-  ["SIGINT", 2],
-  Deno.build.os === "windows" ? ["SIGBREAK", 21] : ["SIGTERM", 15],
-];
-const DRILL_SIGNAL = "SIGUSR2";
-const FLUSH_MILLISECONDS = 1000;
-const LAST_FLUSH_MILLISECONDS = 100;
-const LISTEN_AGAIN_MILLISECONDS = 200;
-
-async function serve(config: Config): Promise<number> {
-  const clock = systemClock();
-  const telemetry: Telemetry | undefined = hasTelemetry() ? (level, line) => console[level](line) : undefined;
-  const log = new Logger(config, clock, (bytes) => Deno.stdout.write(bytes), telemetry);
-  const service: Service = { config, system: readSystem(), clock, log, status: "healthy" };
-
-  const stop = Promise.withResolvers<Deno.Signal>();
-  let stopSignals = 0;
-  for (const [signal, number] of STOP_SIGNALS) {
-    Deno.addSignalListener(signal, async () => {
-      if (++stopSignals === 1) return stop.resolve(signal);
-      await log.flush(LAST_FLUSH_MILLISECONDS);
-      Deno.exit(128 + number);
-    });
-  }
-
-  if (Deno.build.os !== "windows") {
-    Deno.addSignalListener(DRILL_SIGNAL, () => {
-      if (service.status === "draining") return;
-      service.status = service.status === "healthy" ? "unhealthy" : "healthy";
-      log.write("warn", "health switched by hand", { status: service.status });
-    });
-  }
-
-  let server: Deno.HttpServer<Deno.NetAddr>;
-  let isClosing = false;
-  const listen = (port: number): Deno.HttpServer<Deno.NetAddr> => {
-    const opened = Deno.serve({
-      hostname: config.HOST,
-      port,
-      onListen({ hostname, port }) {
-        log.write("info", "listening", { address: hostname, port, version: SERVICE.version });
-      },
-    }, (request, connection) => handle(service, request, connection));
-    opened.finished.catch(listenAgain);
-    return opened;
+    writing = undefined;
   };
-  // without a file descriptor left the runtime closes its listener, of which a service need not die
-  const listenAgain = async (error: unknown): Promise<void> => {
-    log.write("error", "cannot accept connections", { error: `${error}` });
-    await sleep(LISTEN_AGAIN_MILLISECONDS);
-    if (isClosing) return;
+
+  const writeSome = async () => {
+    // a non-blocking pipe takes this many bytes whole, or none
+    const some = unwritten.subarray(0, PIPE_BUFFER);
+    const wholeLines = some.subarray(0, some.lastIndexOf("\n".charCodeAt(0)) + 1);
     try {
-      server = listen(server.addr.port);
-    } catch (error) {
-      await listenAgain(error);
+      unwritten = unwritten.subarray(await sink(wholeLines.length > 0 ? wholeLines : some));
+    } catch {
+      await sleep(RETRY_MILLISECONDS); // the reader is slow or gone; nobody else can be told
     }
   };
-  try {
-    server = listen(config.PORT);
-  } catch (error) {
-    print(Deno.stderr, `cannot listen on ${config.HOST} port ${config.PORT}: ${error}`);
-    return 1;
-  }
 
-  const signal = await stop.promise;
-  service.status = "draining";
-  log.write("info", "draining", { signal, seconds: config.DRAIN_SECONDS });
-  await sleep(config.DRAIN_SECONDS * 1000);
-  isClosing = true;
-  const inTime = await within(config.SHUTDOWN_SECONDS * 1000, server.shutdown().then(() => true));
-  if (inTime) log.write("info", "stopped");
-  else log.write("warn", "stopped before all requests were finished");
-  await log.flush(FLUSH_MILLISECONDS);
-  return inTime ? 0 : 1;
+  return { writes, write, flush };
 }
 
-/**
- * Whether the runtime exports OpenTelemetry, which is decided when it starts or when it was compiled
- * (`OTEL_DENO`). It takes logs from the console alone, and keeps them from standard output with
- * `OTEL_DENO_CONSOLE=replace`.
- */
-function hasTelemetry(): boolean {
+type Clock = Service["clock"];
+type Level = Config["LOG_LEVEL"];
+type Telemetry = (level: Level, line: string) => void;
+
+const SEVERITY = { debug: 0, info: 1, warn: 2, error: 3 };
+const MAX_WAITING = 1024 * 1024;
+const PIPE_BUFFER = 4096; // PIPE_BUF of Linux
+const BATCH_MILLISECONDS = 10;
+const RETRY_MILLISECONDS = 100;
+
+/** JSON that is safe in a log line and on a terminal: control and format characters are escaped. */
+function printable(value: unknown): string {
+  const json = JSON.stringify(value);
+  if (/^[ -~]*$/.test(json)) return json; // most lines are ASCII
+  const escapeUnit = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return json.replace(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, (character) => character.replace(/[^]/g, escapeUnit));
+}
+
+/** Deno exports only what the console prints, and only if `OTEL_DENO` was set at compile time or start. */
+function findTelemetry(): Telemetry | undefined {
   try {
-    Deno.telemetry.meterProvider.getMeter(SERVICE.name).createCounter("unused"); // throws without
-    return true;
+    Deno.telemetry.meterProvider.getMeter(ABOUT.name).createCounter("unused"); // throws if telemetry is off
+    return (level, line) => console[level](line);
   } catch {
-    return false;
+    return undefined;
   }
-}
-
-function systemClock(): Clock {
-  let last = 0;
-  let text = "";
-  const timestamp = () => {
-    const now = Date.now();
-    if (now !== last) [last, text] = [now, new Date(now).toISOString()]; // formatting is what costs
-    return text;
-  };
-  return { timestamp, monotonic: () => performance.now() };
 }
 
 function sleep(milliseconds: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
 
+/** Resolves with the promise's value, or with undefined after so many milliseconds. */
 async function within<T>(milliseconds: number, promise: Promise<T>): Promise<T | undefined> {
   const { promise: late, resolve } = Promise.withResolvers<undefined>();
   const timer = setTimeout(() => resolve(undefined), milliseconds);
   return await Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
+// ---- Lifecycle ----
+
+async function serve(config: Config, { stdout, stderr }: Outside): Promise<number> {
+  const clock = createClock();
+  const log = createLogger(config, clock, (bytes) => stdout.write(bytes), findTelemetry());
+  const service: Service = { config, system: readSystem(), clock, log, status: "healthy" };
+  const stopSignal = listenForStop(service);
+  listenForDrill(service);
+  try {
+    const listener = openListener(service);
+    await Promise.race([listener.lost, stopSignal.then(() => sleep(config.DRAIN_SECONDS * 1000))]);
+    const isInTime = await within(config.SHUTDOWN_SECONDS * 1000, listener.close().then(() => true));
+    log.write(isInTime ? "info" : "warn", isInTime ? "stopped" : "stopped before all requests were finished");
+    return isInTime ? 0 : 1;
+  } catch (error) {
+    return print(stderr, `cannot listen on ${config.HOST} port ${config.PORT}: ${error}`, 1);
+  } finally {
+    await log.flush(FLUSH_MILLISECONDS.inOrder);
+  }
+}
+
+const STOP_SIGNALS = { SIGINT: 2, ...Deno.build.os === "windows" ? { SIGBREAK: 21 } : { SIGTERM: 15 } };
+const REPEATED_SIGNAL_MILLISECONDS = 100;
+const FLUSH_MILLISECONDS = { inOrder: 1000, atOnce: 100 };
+const LISTEN_AGAIN_MILLISECONDS = 200;
+
+/** Resolves at the first signal, which starts the drain; a second one ends the process at once. */
+function listenForStop(service: Service): Promise<void> {
+  const { config, clock, log } = service;
+  const { promise, resolve } = Promise.withResolvers<void>();
+  let first: { signal: string; time: number } | undefined;
+  for (const [signal, number] of Object.entries(STOP_SIGNALS)) {
+    Deno.addSignalListener(signal as Deno.Signal, async () => {
+      const time = clock.monotonic();
+      if (!first) {
+        first = { signal, time };
+        service.status = "draining";
+        log.write("info", "draining", { signal, seconds: config.DRAIN_SECONDS });
+        return resolve();
+      }
+      // at Ctrl+C the terminal and `deno task` both send the signal
+      if (signal === first.signal && time - first.time < REPEATED_SIGNAL_MILLISECONDS) return;
+      log.write("warn", "ended at once by a second signal", { signal });
+      await log.flush(FLUSH_MILLISECONDS.atOnce);
+      Deno.exit(128 + number);
+    });
+  }
+  return promise;
+}
+
+/** SIGUSR2 switches /health to 503 and back, for drills. Clients cannot do this. */
+function listenForDrill(service: Service): void {
+  if (Deno.build.os === "windows") return;
+  Deno.addSignalListener("SIGUSR2", () => {
+    if (service.status === "draining") return;
+    service.status = service.status === "healthy" ? "unhealthy" : "healthy";
+    service.log.write("warn", "health switched by hand", { status: service.status });
+  });
+}
+
+/** Deno closes the listener when file descriptors run out. This opens it again. */
+function openListener(service: Service) {
+  const { config, log } = service;
+  const options = { hostname: config.HOST, port: config.PORT, automaticCompression: false, onListen() {} };
+  const open = () => Deno.serve(options, (request, peer) => handle(service, request, peer));
+  let server: Deno.HttpServer<Deno.NetAddr> | undefined = open();
+  let isClosing = false;
+  const { hostname: address, port } = server.addr;
+  options.port = port; // the same again, if 0 picked it
+  log.write("info", "listening", { address, port, version: ABOUT.version });
+
+  const findFailure = (running = server) => running?.finished.then(() => undefined, (error) => error);
+  const reopen = async () => await findFailure(server = open());
+  const keepOpen = async () => {
+    for (let failure; (failure = await findFailure());) {
+      log.write("error", "cannot accept connections", { error: `${failure}` });
+      while (failure) {
+        server = undefined; // 2.7.11 hangs when a server that has failed is shut down
+        if (!/os error (23|24|10024)\b/.test(`${failure}`)) throw failure; // not ENFILE, EMFILE, WSAEMFILE
+        await sleep(LISTEN_AGAIN_MILLISECONDS);
+        if (isClosing) return;
+        failure = await within(LISTEN_AGAIN_MILLISECONDS, reopen()).catch((error) => error);
+      }
+      if (!isClosing) log.write("info", "accepting connections again");
+    }
+  };
+  const close = async () => {
+    isClosing = true;
+    await server?.shutdown();
+  };
+  return { lost: keepOpen(), close };
+}
+
 // ---- Probe and command line ----
 
+/** What the command uses of `Deno`. */
+export type Outside = { env: Pick<Deno.Env, "get"> } & Record<"stdout" | "stderr", Output>;
+type Output = Pick<typeof Deno.stdout, "write" | "writeSync" | "isTerminal">;
+
+const USAGE = `Usage: ${ABOUT.name} [--health | --version | --help]`;
 const PROBE_SECONDS = 2;
 
-async function probe({ HOST, PORT }: Config): Promise<number> {
+/** Runs what the arguments ask for: serve, --health, --version or --help. Returns the exit code. */
+export async function main(args: readonly string[], outside: Outside): Promise<number> {
+  const { env, stdout, stderr } = outside;
+  const option = args.length > 1 ? args.join(" ") : args[0];
+  if (option === "--version") return print(stdout, `${ABOUT.name} ${ABOUT.version}`, 0);
+  if (option === "--help") return print(stdout, describeUsage(), 0);
+  if (option !== undefined && option !== "--health") {
+    return print(stderr, `${USAGE}, not ${printable(option)}`, 2);
+  }
+  let config: Config;
+  try {
+    config = parseConfig(env, stdout.isTerminal());
+  } catch (error) {
+    return print(stderr, (error as Error).message, 2);
+  }
+  return option === "--health" ? await probe(config, outside) : await serve(config, outside);
+}
+
+/** Does not use the console, since telemetry may redirect it. Returns the exit code that goes with the text. */
+function print(output: Output, text: string, code: number): number {
+  try {
+    output.writeSync(new TextEncoder().encode(text + "\n"));
+  } catch {
+    // nobody reads
+  }
+  return code;
+}
+
+async function probe({ HOST, PORT }: Config, { stdout }: Outside): Promise<number> {
   // loopback for a wildcard; a container may have no ::1, and :: takes IPv4 as well
   const hostname = HOST === "0.0.0.0" || HOST === "::" ? "127.0.0.1" : HOST;
   const late = `no answer within ${PROBE_SECONDS} seconds`;
-  const answer = await within(PROBE_SECONDS * 1000, ask(hostname, PORT).catch(String)) ?? late;
-  const line = answer.replace(/[^\x20-\x7e]+/g, " ").trim().slice(0, 200); // who knows what answered
-  const healthy = line.startsWith("200 ");
-  print(Deno.stdout, healthy ? line : `${hostname} port ${PORT}: ${line}`);
-  return healthy ? 0 : 1;
+  const found = await within(PROBE_SECONDS * 1000, askHealth(hostname, PORT).catch(String)) ?? late;
+  const line = found.replace(/[^\x20-\x7e]+/g, " ").trim().slice(0, 200); // any program may have answered
+  const isHealthy = /^200\b/.test(line);
+  return isHealthy ? print(stdout, line, 0) : print(stdout, `${hostname} port ${PORT}: ${line}`, 1);
 }
 
-/** By a bare socket: `fetch` would go through the proxy that `HTTP_PROXY` names, and cost more. */
-async function ask(hostname: string, port: number): Promise<string> {
-  const connection = await Deno.connect({ hostname, port });
-  const request = `GET /health HTTP/1.0\r\nUser-Agent: ${SERVICE.name}/${SERVICE.version}\r\n\r\n`;
+/** Uses a socket: `fetch` would go through `HTTP_PROXY`, and costs more. */
+async function askHealth(hostname: string, port: number): Promise<string> {
+  if (port === 0) return "PORT=0 picked a free port, which --health cannot know";
+  using connection = await Deno.connect({ hostname, port });
+  const request = `GET /health HTTP/1.0\r\nUser-Agent: ${ABOUT.name}/${ABOUT.version}\r\n\r\n`;
   await connection.write(new TextEncoder().encode(request));
-  const answer = await new Response(connection.readable).text();
-  const [, code, body] = /^HTTP\/1\.\d (\d{3})\b.*?\r\n\r\n(.*)/s.exec(answer) ?? [];
-  return code ? `${code} ${body}` : `no HTTP: ${answer}`;
+  let text = "";
+  const buffer = new Uint8Array(4096);
+  while (!text.includes("\r\n\r\n") && text.length < buffer.length) { // the answer may have any size
+    const length = await connection.read(buffer);
+    if (length === null) break;
+    text += new TextDecoder().decode(buffer.subarray(0, length));
+  }
+  const [, code, body = ""] = /^HTTP\/1\.\d (\d{3})\b(?:.*?\r\n\r\n(.*))?/s.exec(text) ?? [];
+  return code ? `${code} ${body}` : `no HTTP: ${text}`;
 }
 
-const USAGE = `Usage: ${SERVICE.name} [--health | --version | --help]`;
-
-function help(): string {
+function describeUsage(): string {
   const variables = Object.entries(VARIABLES).map(([name, { help, fallback, allowed }]) =>
     `  ${name.padEnd(18)}${help}\n${" ".repeat(20)}${allowed} (default ${fallback})`
   );
-  return `${SERVICE.name} ${SERVICE.version}: ${SERVICE.description}
+  return `${ABOUT.name} ${ABOUT.version}: ${ABOUT.description}
 
 ${USAGE}
   no argument       serve GET / and GET /health until SIGINT or SIGTERM
-  --health          ask the running service how it is
+  --health          probe the running service
   --version         print the version
   --help            print this
 
@@ -651,7 +640,7 @@ Environment:
 ${variables.join("\n")}
 
 Signals:
-  SIGTERM, SIGINT   drain, shut down, end; a second one ends at once
+  SIGTERM, SIGINT   drain, shut down, exit; a second one exits at once
   SIGUSR2           switch /health between healthy and unhealthy, for drills
 
 Exit codes:
@@ -661,48 +650,4 @@ Exit codes:
   130, 143          a second SIGINT, SIGTERM: ended at once`;
 }
 
-/**
- * The command: serves, probes, or says what it is.
- *
- * @param args the command line without the program's name
- * @returns the exit code
- */
-export async function main(args: readonly string[]): Promise<number> {
-  const [option, ...rest] = args;
-  const run = option === undefined ? serve : option === "--health" ? probe : undefined;
-  if (rest.length === 0 && (option === "--version" || option === "--help")) {
-    print(Deno.stdout, option === "--help" ? help() : `${SERVICE.name} ${SERVICE.version}`);
-    return 0;
-  }
-  if (run === undefined || rest.length > 0) {
-    print(Deno.stderr, `${USAGE}, not ${printable(args.join(" "))}`);
-    return 2;
-  }
-  let config: Config;
-  try {
-    config = parseConfig(readVariable, Deno.stdout.isTerminal());
-  } catch (error) {
-    print(Deno.stderr, (error as Error).message);
-    return 2;
-  }
-  return await run(config);
-}
-
-/** Not by the console, which telemetry may have taken over. */
-function print(stream: typeof Deno.stdout | typeof Deno.stderr, text: string): void {
-  try {
-    stream.writeSync(new TextEncoder().encode(text + "\n"));
-  } catch {
-    // nobody reads
-  }
-}
-
-function readVariable(name: string): string | undefined {
-  try {
-    return Deno.env.get(name);
-  } catch {
-    return "\ufffd"; // no Unicode, so no value that is allowed
-  }
-}
-
-if (import.meta.main) Deno.exit(await main(Deno.args));
+if (import.meta.main) Deno.exit(await main(Deno.args, Deno));

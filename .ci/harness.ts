@@ -260,6 +260,25 @@ export function makeProcessForm(name: string, getCommand: () => string[] | Promi
   };
 }
 
+/** The form behind a program that runs it, such as a shell. */
+export function wrapForm(form: Form, program: readonly string[]): Form {
+  return {
+    ...form,
+    command: async (env, container, limits) => [...program, ...await form.command(env, container, limits)],
+  };
+}
+
+/** The form on a terminal; `| cat` takes its standard output off again. */
+export function inTerminal(form: Form, output = ""): Form {
+  return {
+    ...form,
+    command: async (env, container, limits) => {
+      const command = await form.command(env, container, limits);
+      return ["script", "--quiet", "--return", "--command", `${command.join(" ")} ${output}`, "/dev/null"];
+    },
+  };
+}
+
 /** How an image is run, and how the README says to. */
 export const HARDENED = [
   ...["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "64"],
@@ -394,7 +413,7 @@ export class Run implements AsyncDisposable {
     this.#ended = Promise.all([
       child.status,
       this.#readOutput(),
-      new Response(child.stderr).text().then((text) => this.stderr = text),
+      this.#readErrors(),
     ]).then(() => {
       this.#hasEnded = true;
       this.#arrived.resolve();
@@ -412,6 +431,14 @@ export class Run implements AsyncDisposable {
     }
   }
 
+  async #readErrors() {
+    const decoder = new TextDecoder();
+    for await (const chunk of this.#child.stderr) {
+      this.stderr += decoder.decode(chunk, { stream: true });
+      await this.#resumed.promise;
+    }
+  }
+
   /** What a failed test shows of it. */
   describe(): string {
     const tail = (text: string) => text.length > 2000 ? `… ${text.slice(-2000)}` : text;
@@ -419,12 +446,12 @@ export class Run implements AsyncDisposable {
       (this.stderr && `--- and standard error:\n${tail(this.stderr)}`);
   }
 
-  /** Stops reading standard output. */
+  /** Stops reading what it writes. */
   pause() {
     this.#resumed = Promise.withResolvers();
   }
 
-  /** Goes on reading standard output. */
+  /** Goes on reading what it writes. */
   resume() {
     this.#resumed.resolve();
   }
@@ -575,12 +602,27 @@ export const INFORMATION_KEYS = {
   request: ["client_ip", "user_agent", "method", "path"],
 };
 
+/** A time as the service writes it. */
+export const RFC_3339 = /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/;
+
 export const ALLOW = "GET, HEAD, OPTIONS";
 
 /** Hosts that are valid, and such that get 400. */
-export const GOOD_HOSTS = ["x", "x:80", "x:", "[::1]", "[::1]:5000", "xn--caf-dma.example", "a_b"];
+export const GOOD_HOSTS = [
+  "x",
+  "x:80",
+  "x:65535",
+  "x:0",
+  "x:",
+  "%41",
+  "[::1]",
+  "[::1]:5000",
+  "xn--caf-dma.example",
+  "a_b",
+];
 export const BAD_HOSTS = [
   ...["x/health?", "x?", "x#", "user@x", "user:password@x", "a b", "x:80:80", "x:port", "[::1", "::1"],
+  ...["x/health", "%41/x", "x<y", "x:99999", "x:65536", "x:123456", "[::1]:99999", "[::1]x"],
   ...["http://x", "[zz]", "[:::::]", "[]", "a%zz", ":80", "", "\xe9", "\\x"],
 ];
 

@@ -205,6 +205,63 @@ export async function sendHttp2(
   }
 }
 
+// ---- Frames of HTTP/2, where a library would refuse to send them ----
+
+/** What a connection of HTTP/2 begins with: the preface and empty settings. */
+export const HTTP2_PREFACE = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + formatFrame(4, 0, 0);
+
+function formatFrame(type: number, flags: number, stream: number, payload = ""): string {
+  const { length } = payload;
+  const head = [
+    length >> 16,
+    length >> 8,
+    length,
+    type,
+    flags,
+    stream >> 24,
+    stream >> 16,
+    stream >> 8,
+    stream,
+  ];
+  return String.fromCharCode(...head.map((part) => part & 255)) + payload;
+}
+
+/** The header frame that is a whole request. Each name and value is literal, and shorter than 127 bytes. */
+export function formatHeaders(stream: number, fields: readonly (readonly [string, string])[]): string {
+  const literal = (text: string) => String.fromCharCode(text.length) + text;
+  const payload = fields.map(([name, value]) => "\0" + literal(name) + literal(value)).join("");
+  return formatFrame(1, 5, stream, payload); // END_STREAM and END_HEADERS
+}
+
+/** The frame that cancels a stream. */
+export function formatReset(stream: number): string {
+  return formatFrame(3, 0, stream, "\0\0\0\x08");
+}
+
+/** Sends a request of these fields, valid or not, and gives all that comes until the stream ends. */
+export async function sendFrames(port: number, fields: readonly (readonly [string, string])[]) {
+  using connection = await connect(port);
+  await connection.send(HTTP2_PREFACE + formatHeaders(1, fields));
+  while (!hasEnded(connection.received) && await connection.read("the end of a stream"));
+  return connection.received;
+}
+
+/** Whether there is a frame that ends the stream or the connection. */
+function hasEnded(frames: string): boolean {
+  for (let at = 0; at + 9 <= frames.length;) {
+    const [high, middle, low, type, flags] = Array.from(
+      frames.slice(at, at + 5),
+      (character) => character.charCodeAt(0),
+    );
+    const length = high! << 16 | middle! << 8 | low!;
+    const isWhole = at + 9 + length <= frames.length;
+    const endsStream = (type === 0 || type === 1) && (flags! & 1) === 1;
+    if (isWhole && (endsStream || type === 3 || type === 7)) return true;
+    at += 9 + length;
+  }
+  return false;
+}
+
 /** Whether nothing listens on a port. */
 export async function isRefused(port: number): Promise<boolean> {
   try {

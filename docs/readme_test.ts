@@ -23,7 +23,10 @@ function findCode(text: string): string[] {
 }
 
 function parse(name: string, value: string) {
-  return parseConfig((asked) => asked === name ? value : undefined, false)[name as keyof typeof DEFAULTS];
+  return parseConfig(
+    { get: (asked) => asked === name ? value : undefined },
+    false,
+  )[name as keyof typeof DEFAULTS];
 }
 
 /** What the service says is allowed when it is given something else. */

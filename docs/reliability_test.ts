@@ -29,9 +29,7 @@ import {
   readOutput,
   readResources,
   type Run,
-  type RunningService,
   sendRaw,
-  sleep,
   start,
   waitUntil,
 } from "../.ci/harness.ts";
@@ -342,11 +340,6 @@ async function waitForDescriptors(run: Run, most: number) {
   );
 }
 
-function readCpuSeconds(pid: number): number {
-  const fields = Deno.readTextFileSync(`/proc/${pid}/stat`).split(") ")[1]!.split(" ");
-  return (Number(fields[11]) + Number(fields[12])) / 100; // user and system, in ticks
-}
-
 for (const form of FORMS) {
   const test = bindTest(form);
 
@@ -407,76 +400,6 @@ for (const form of FORMS) {
     assertLess(megabytes, MAX_MEGABYTES);
     assertEquals((await probe(service.port)).status, 200);
   }, lacksProc);
-
-  test("out of descriptors it neither dies nor spins, and recovers", async () => {
-    await using service = await start(form, {}, { descriptors: 64 });
-    const first = await connect(service.port);
-    const attempts = await Promise.allSettled(Array.from({ length: 100 }, () => connect(service.port)));
-    const clients = attempts.flatMap((attempt) => attempt.status === "fulfilled" ? [attempt.value] : []);
-    await waitUntil(
-      "descriptors to run out",
-      async () => (await readResources(service)).descriptors,
-      (descriptors) => descriptors >= 60,
-    );
-    await first.send(formatRequest("/health"));
-    assertEquals((await first.receive())?.status, 200, "who is in is served");
-
-    const pid = await service.readPid();
-    const begun = readCpuSeconds(pid);
-    await sleep(1000); // the time to spin in
-    assertLess(readCpuSeconds(pid) - begun, 0.5, "it spins");
-
-    for (const client of [first, ...clients]) client.close();
-    const isHealthy = async () => (await probe(service.port).catch(() => undefined))?.status === 200;
-    await waitUntil("the port to open again", isHealthy);
-    assertEquals(await service.readPid(), pid);
-    service.kill("SIGTERM");
-    assertEquals(await service.waitForCode(), 0);
-  }, lacksProc);
-}
-
-// ---- Log readers ----
-
-for (const form of FORMS) {
-  const test = bindTest(form);
-  const readByDocker = form.isImage && "Docker reads its standard output, whoever else does";
-
-  test("a reader that stops reading costs lines, which are counted, and no request", async () => {
-    await using service = await start(form);
-    service.pause();
-    const batches = 15; // several times what the pipe and the queue hold together
-    for (let n = 0; n < batches; n++) await sendBatch(service, OTHER_PATH, 404);
-    service.resume();
-    await service.waitForOutput(/log lines dropped/);
-    service.kill("SIGTERM");
-    assertEquals(await service.waitForCode(), 0);
-    const seen = service.lines.filter(({ msg }) => msg === "request").length;
-    const dropped = service.lines.filter(({ msg }) => msg === "log lines dropped")
-      .reduce((sum, line) => sum + Number(line.dropped), 0);
-    assertGreater(dropped, 0);
-    assertEquals(seen + dropped, batches * 1000);
-  }, readByDocker);
-
-  test("a reader that went away costs lines only; one that hangs does not delay the end", async () => {
-    for (const leave of ["abandon", "pause"] as const) {
-      await using service = await start(form);
-      await service[leave]();
-      await sendBatch(service, "/", 200);
-      service.kill("SIGTERM");
-      assertEquals(await service.waitForCode(), 0);
-    }
-  }, readByDocker);
-}
-
-/** Sends a thousand requests and a probe on one connection. */
-async function sendBatch({ port }: RunningService, path: string, status: number) {
-  using connection = await connect(port);
-  const probe = formatRequest("/health", { version: "HTTP/1.0" });
-  const sending = connection.send(formatRequest(path).repeat(1000) + probe);
-  const answers = await connection.receiveAll();
-  await sending;
-  assertEquals(answers.split(`HTTP/1.1 ${status} `).length - 1, 1000);
-  assertMatch(answers, /"status":"healthy"/);
 }
 
 // ---- Rolling update ----

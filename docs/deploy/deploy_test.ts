@@ -34,7 +34,7 @@ async function parseYaml(file: string): Promise<Node[] | undefined> {
 /** The configuration that these variables make; throws where one is not allowed or not ours. */
 function parseVariables(variables: Record<string, string>) {
   for (const name of Object.keys(variables)) assert(name in DEFAULTS, `${name} is no variable of ours`);
-  return parseConfig((name) => variables[name], false);
+  return parseConfig({ get: (name) => variables[name] }, false);
 }
 
 /** What the service holds after 5,000 half requests, see `reliability.md`. */
@@ -229,10 +229,11 @@ test("image: docker compose makes it healthy, serves it, and takes it down in or
     const { ReadonlyRootfs, CapDrop, SecurityOpt, PidsLimit, Memory, RestartPolicy } = HostConfig;
     assertEquals([ReadonlyRootfs, CapDrop, SecurityOpt], [true, ["ALL"], ["no-new-privileges:true"]]);
     assertEquals([PidsLimit, Memory, RestartPolicy.Name], [64, 256 * 1024 * 1024, "unless-stopped"]);
-    const config = parseConfig((name) => {
+    const get = (name: string) => {
       const entry = Config.Env.find((entry: string) => entry.startsWith(`${name}=`));
       return entry?.slice(name.length + 1);
-    }, false);
+    };
+    const config = parseConfig({ get }, false);
     assertGreater(Config.StopTimeout, config.DRAIN_SECONDS + config.SHUTDOWN_SECONDS);
     assertEquals((await probe(Number(PORT))).status, 200);
     await compose("stop");

@@ -1,21 +1,27 @@
 /** The proof of the page that the pictures here show: what it says, what it may load, how Chromium sees it. */
 import {
   assert,
+  assertAlmostEquals,
   assertEquals,
+  assertGreater,
   assertMatch,
-  assertNotEquals,
   assertNotMatch,
   assertStringIncludes,
 } from "@std/assert";
 import {
   bindTest,
   CONTRACT_FORMS,
+  formatRequest,
   HOSTILE_AGENTS,
   isFile,
+  lacks,
   leaveOut,
   makeTempPath,
+  OTHER_PATH,
   pathOf,
+  type RunningService,
   runTool,
+  sendRaw,
   SOURCE,
   start,
   test,
@@ -25,7 +31,7 @@ for (const form of CONTRACT_FORMS) {
   const test = bindTest(form);
 
   test("the page shows the JSON object, allows nothing but its style, and escapes", async () => {
-    await using service = await start(form);
+    await using service = await start(form, { DRAIN_SECONDS: "300" });
     for (const agent of HOSTILE_AGENTS) {
       const headers = { "user-agent": agent };
       const json = await (await fetch(service.url, { headers })).json();
@@ -44,28 +50,65 @@ for (const form of CONTRACT_FORMS) {
       ) assert(policy.includes(directive), `${policy} without ${directive}`);
       assertEquals(response.headers.get("referrer-policy"), "no-referrer");
       assertNotMatch(html, /<script|<img|onerror=alert\(1\)>|<\/dd><\/dl><style/);
-      assertEquals(html.match(/(src|href)="[^"]{0,5}/g), [`href="data:`], "an outside resource");
+      const links = ["data:", "/", "/health"].map((target) => `href="${target}`);
+      assertEquals(html.match(/(src|href)="(data:|[^"]*)/g), links, "an outside resource");
 
-      const items = [...html.matchAll(/<dt>(.*?)<\/dt><dd>(.*?)<\/dd>/g)]
-        .map(([, key, value]) => [key!.replaceAll(" ", "_"), decodeEntities(value!)]);
-      const { name, description, ...rest } = json.service;
-      const expected = [rest, json.system, json.runtime, json.request, ...json.endpoints]
-        .flatMap((section) => Object.entries(section).map(([key, value]) => [key, String(value)]));
-      const withoutTime = (entries: unknown[][]) =>
-        entries.filter(([key]) => key !== "current_time" && key !== "uptime_seconds");
-      assertEquals(withoutTime(items), withoutTime(expected));
-      assertMatch(html, new RegExp(`<h1>${name}</h1><strong class="healthy">healthy</strong>`));
+      const { name, description, ...about } = json.service;
+      const { uptime_human } = json.runtime;
+      const facts = { ...about, uptime_human, ...json.system, ...json.request };
+      assertEquals(
+        readTerms(html),
+        Object.fromEntries(Object.entries(facts).map(([key, value]) => [key, String(value)])),
+      );
+      for (const { path, method, description } of json.endpoints) {
+        const link = `<a href="${path}">${path}</a>`;
+        assertStringIncludes(html, `<tr><td>${link}</td><td>${method}</td><td>${description}</td></tr>`);
+      }
+      assertMatch(html, new RegExp(`<h1>${name}</h1><p>${description}</p>`));
+      assertMatch(html, /<title>✓ devops-info-service: Healthy<\/title>/);
+      assertMatch(html, /<strong>✓ Healthy\.<\/strong> \/health answers 200\./);
+      const [, time] = /<time datetime="(.*?)">/.exec(html)!;
+      assertAlmostEquals(Date.parse(time!), Date.now(), 60_000);
       assertStringIncludes(html, description);
     }
     service.kill("SIGUSR2");
     await service.waitForOutput(/switched by hand/);
-    const response = await fetch(service.url, { headers: { accept: "text/html" } });
-    assertEquals(response.status, 200);
-    assertMatch(
-      await response.text(),
-      /<title>devops-info-service: unhealthy<\/title>[^]*<strong class="unhealthy">/,
-    );
+    await sees(service, "/", 200, "✗", "Unhealthy");
+    await sees(service, OTHER_PATH, 404, "?", "Not found");
+    service.kill("SIGTERM");
+    await service.waitForOutput(/"msg":"draining"/);
+    await sees(service, "/", 200, "↓", "Draining");
   }, Deno.build.os === "windows" && "no SIGUSR2");
+
+  test("the page of what is nowhere, and its curl command, show nothing that was sent as it was", async () => {
+    await using service = await start(form);
+    for (const target of ['/"><b>x</b>', "/%3Cb%3E", "/<script>", "/&lt;"]) {
+      const parts = { fields: "Accept: text/html\r\n", host: "Host: x$(id)&'y'\r\n" };
+      const { status, body } = await sendRaw(service.port, formatRequest(target, parts));
+      assertEquals(status, 404);
+      assertNotMatch(body, /<script|<b>|\$\(|'y'/);
+      assertMatch(body, /<code>curl "http:\/\/x\/"<\/code>/);
+      assertEquals(readTerms(body).path, target);
+    }
+  });
+}
+
+/** What the page must say of a state. */
+async function sees({ url }: RunningService, path: string, code: number, mark: string, label: string) {
+  const response = await fetch(`${url}${path}`, { headers: { accept: "text/html" } });
+  const html = await response.text();
+  assertEquals(response.status, code);
+  assertStringIncludes(html, `<title>${mark} devops-info-service: ${label}</title>`);
+  const banner = `<p class="banner ${
+    label.toLowerCase().replace(" ", "_")
+  }"><strong>${mark} ${label}.</strong> `;
+  assertStringIncludes(html, banner);
+}
+
+/** The facts of a page by their keys, as text. */
+function readTerms(html: string): Record<string, string> {
+  const terms = html.matchAll(/<dt title="(\w+)">.*?<\/dt><dd>(.*?)<\/dd>/g);
+  return Object.fromEntries(Array.from(terms, ([, key, value]) => [key, decodeEntities(value!)]));
 }
 
 function decodeEntities(html: string): string {
@@ -79,8 +122,12 @@ const lacksChromium = !CHROMIUM && "chromium is not installed";
 
 interface Visit {
   readonly url: string;
-  readonly scheme?: "light" | "dark";
+  readonly scheme?: "light" | "dark" | "forced";
+  /** Of the window, in CSS pixels. */
   readonly width?: number;
+  /** The reader's text zoom, in percent. */
+  readonly textSize?: number;
+  readonly isPrinted?: boolean;
   readonly userAgent?: string;
 }
 
@@ -88,9 +135,15 @@ interface Visit {
 interface View {
   readonly title: string;
   readonly facts: [string, string][];
-  readonly badge: { readonly text: string; readonly color: string } | null;
+  readonly banner: { readonly text: string; readonly color: string } | null;
   readonly icon: string;
-  readonly overflows: boolean;
+  /** What sticks out of its box, scrolls or breaks. */
+  readonly broken: string[];
+  /** What axe finds, and how many of its rules the page passes. */
+  readonly barriers: string[];
+  readonly rules: number;
+  /** Of paper. */
+  readonly sheets: number;
   readonly firstPixel: number[];
   readonly complaints: string[];
 }
@@ -103,54 +156,103 @@ async function browse(visits: Visit[]): Promise<[View, ...View[]] | undefined> {
     executablePath: CHROMIUM,
     folder,
     exitScript: makeTempPath("chromium.exit"),
-    visits: visits.map((visit) => ({ scheme: "light", width: 1000, ...visit })),
+    visits: visits.map((visit) => ({ scheme: "light", width: 1280, textSize: 100, ...visit })),
   });
   return output && JSON.parse(output);
 }
 
-const CANNOT_DRIVE = "puppeteer-core cannot be had from npm";
+const CANNOT_DRIVE = "puppeteer-core or axe-core cannot be had from npm";
 
-test("source: Chromium shows the page in both schemes and has nothing to complain of", async (context) => {
-  await using service = await start(SOURCE);
-  const { url } = service;
-  const seen = await browse([
-    { url },
-    { url, scheme: "dark" },
-    { url, width: 390 },
-    ...HOSTILE_AGENTS.map((userAgent) => ({ url, userAgent })),
-  ]);
-  if (!seen) return await leaveOut(context, CANNOT_DRIVE);
-  const [light, dark, , ...hostile] = seen;
-  for (const { complaints, overflows, badge, title } of seen) {
-    assertEquals([complaints, overflows], [[], false]);
-    assertEquals([badge?.text, title], ["healthy", "devops-info-service: healthy"]);
-  }
-  assertEquals(light.firstPixel, [255, 255, 255]);
-  assert(dark!.firstPixel.every((part) => part < 64), `${dark!.firstPixel} is not dark`);
-  const agents = hostile.map(({ facts }) => facts.find(([term]) => term === "user agent")?.[1]);
-  assertEquals(agents, HOSTILE_AGENTS);
+test(
+  "source: Chromium shows the page, and neither it nor axe has anything to complain of",
+  async (context) => {
+    await using service = await start(SOURCE);
+    const { url } = service;
+    const seen = await browse([
+      { url, isPrinted: true },
+      { url, scheme: "dark" },
+      { url, scheme: "forced" },
+      ...[320, 390, 768].map((width) => ({ url, width })),
+      ...[320, 1280].map((width) => ({ url, width, textSize: 200 })),
+      { url, width: 320, scheme: "dark" },
+      ...HOSTILE_AGENTS.map((userAgent) => ({ url, userAgent })),
+      { url, width: 320, userAgent: "x".repeat(1000) },
+    ]);
+    if (!seen) return await leaveOut(context, CANNOT_DRIVE);
+    const [light, dark] = seen;
+    const visits = [...seen];
+    for (const path of [OTHER_PATH, `/${"x".repeat(500)}`]) {
+      const lost = (await browse([{ url: url + path, width: 320 }]))![0];
+      visits.push({ ...lost, complaints: lost.complaints.filter((text) => !/ 404 /.test(text)) }); // as of any 404
+    }
+    for (const { complaints, broken, barriers, rules } of visits) {
+      assertEquals([complaints, broken, barriers], [[], [], []]);
+      assertGreater(rules, 10, "axe has checked nothing");
+    }
+    for (const { banner, title } of seen) {
+      assertEquals([banner?.text, title], [
+        "✓ Healthy. /health answers 200.",
+        "✓ devops-info-service: Healthy",
+      ]);
+    }
+    assertEquals(light.sheets, 1);
+    assertEquals(light.firstPixel, [255, 255, 255]);
+    assert(dark!.firstPixel.every((part) => part < 64), `${dark!.firstPixel} is not dark`);
+    const agents = seen.slice(-HOSTILE_AGENTS.length - 1, -1)
+      .map(({ facts }) => facts.find(([term]) => term === "user_agent")?.[1]);
+    assertEquals(agents, HOSTILE_AGENTS);
 
-  service.kill("SIGUSR2");
-  await service.waitForOutput(/switched by hand/);
-  const [sick] = (await browse([{ url }]))!;
-  assertEquals(sick.badge?.text, "unhealthy");
-  assertNotEquals(sick.badge?.color, light.badge?.color);
-  for (const { icon, badge } of [light, sick]) assertEquals(readFill(icon), badge?.color);
-}, lacksChromium);
+    service.kill("SIGUSR2");
+    await service.waitForOutput(/switched by hand/);
+    const [sick] = (await browse([{ url }]))!;
+    assertMatch(sick.banner!.text, /^✗ Unhealthy\. /);
+    const lost = visits.at(-1)!;
+    assertEquals(new Set([light, sick, lost].map(({ banner }) => banner?.color)).size, 3, "three colours");
+    for (const { icon, banner } of [light, sick, lost]) assertEquals(readFill(icon), banner?.color);
+  },
+  lacksChromium,
+);
 
 /** The colour of the icon, as Chromium writes colours. */
 function readFill(icon: string): string {
-  const [, hex = ""] = /fill='#([\da-f]{6})'/.exec(decodeURIComponent(icon)) ?? [];
+  const [, hex = ""] = /fill="#([\da-f]{6})"/.exec(decodeURIComponent(icon)) ?? [];
   return `rgb(${[0, 2, 4].map((at) => parseInt(hex.slice(at, at + 2), 16)).join(", ")})`;
 }
 
-test("Chromium would complain of a page that breaks its policy", async (context) => {
-  const headers = { "content-type": "text/html", "content-security-policy": "default-src 'none'" };
+/** A page with a fault for each of the checks. */
+const FAULTY = `<!doctype html><html><title>x</title><style>body { width: 100px }</style>
+<h1>a name that is too long</h1><div style="width:200px"><p style="width:300px;background:#000;color:#fff">wide</p></div>
+<img src="/nowhere.png"><p style="color:#ccc">pale</p></html>`;
+const FAULTY_HEADERS = {
+  "content-type": "text/html",
+  "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
+};
+
+test("Chromium and axe would complain of a page that has faults", async (context) => {
   await using server = Deno.serve(
     { hostname: "127.0.0.1", port: 0, onListen() {} },
-    () => new Response("<!doctype html><style>body { color: red }</style>", { headers }),
+    () => new Response(FAULTY, { headers: FAULTY_HEADERS }),
   );
-  const seen = await browse([{ url: `http://127.0.0.1:${server.addr.port}/` }]);
+  const seen = await browse([{ url: `http://127.0.0.1:${server.addr.port}/`, width: 320, isPrinted: true }]);
   if (!seen) return await leaveOut(context, CANNOT_DRIVE);
-  assertMatch(seen[0].complaints.join(), /Content Security Policy/);
+  const [{ complaints, broken, barriers }] = seen;
+  assertMatch(complaints.join(), /Content Security Policy/);
+  for (const fault of [/broken over lines/, /<p> wide out of <div>/, /<p> wide is too pale/]) {
+    assertMatch(broken.join("\n"), fault);
+  }
+  assertMatch(barriers.join("\n"), /image-alt: .*nowhere/);
 }, lacksChromium);
+
+test("source: the Nu checker finds the page valid", async (context) => {
+  await using service = await start(SOURCE);
+  const read = async (path: string) =>
+    await (await fetch(service.url + path, { headers: { accept: "text/html" } })).text();
+  const check = async (pages: string[]): Promise<string[] | undefined> => {
+    const output = await runTool(pathOf(".ci/check_html.ts"), pages);
+    return output && JSON.parse(output);
+  };
+  const findings = await check([await read("/"), await read(OTHER_PATH)]);
+  if (!findings) return await leaveOut(context, "vnu-jar cannot be had from npm");
+  assertEquals(findings, []);
+  assertMatch((await check([FAULTY]))!.join("\n"), /alt/);
+}, lacks("java"));

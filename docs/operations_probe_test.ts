@@ -1,0 +1,111 @@
+/** The proof of what `operations.md` says of `--health`: whatever answers, it ends, small and with one line. */
+import { assert, assertEquals, assertLess, assertMatch } from "@std/assert";
+import { bindTest, CONTRACT_FORMS, FORMS, HAS_IPV6, launch, sleep, start } from "../.ci/harness.ts";
+
+/** Answers every connection by these parts of text, a moment apart; then says no more, or closes. */
+function answerBy(parts: readonly string[], { then = "close" as "close" | "silence" | "more" } = {}) {
+  const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  let sent = 0;
+  const answer = async (connection: Deno.Conn) => {
+    using _ = connection;
+    const send = async (text: string) => {
+      const bytes = new TextEncoder().encode(text);
+      for (let at = 0; at < bytes.length;) at += await connection.write(bytes.subarray(at));
+      sent += bytes.length;
+    };
+    for (const part of parts) {
+      await send(part);
+      await sleep(20);
+    }
+    while (then === "more") await send("x".repeat(65_536));
+    if (then === "silence") { while (await connection.read(new Uint8Array(1024)) !== null); }
+    else await connection.read(new Uint8Array(1024)); // closing with the request unread would reset
+  };
+  (async () => {
+    for await (const connection of listener) answer(connection).catch(() => {}); // the probe closed
+  })();
+  return {
+    port: listener.addr.port,
+    get sent() {
+      return sent;
+    },
+    [Symbol.dispose]: () => listener.close(),
+  };
+}
+
+const HEAD = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n";
+
+for (const form of CONTRACT_FORMS) {
+  const test = bindTest(form);
+
+  /** Asks what answers at a port: exit code and line. */
+  const ask = async (port: number, HOST = "127.0.0.1") => {
+    await using run = await launch(form, { HOST, PORT: String(port) }, ["--health"]);
+    const code = await run.waitForCode();
+    assertEquals([run.stdout.split("\n").length, run.stderr], [2, ""], run.stdout);
+    return { code, line: run.stdout.trimEnd() };
+  };
+
+  test("--health goes by the status: 200 and no other", async () => {
+    for (
+      const [parts, code, line] of [
+        [[`${HEAD}abc`], 0, /^200 abc$/],
+        [[HEAD, "abc"], 0, /^200( abc)?$/],
+        [["HTTP/1.0 200 OK\r\n\r\n"], 0, /^200$/],
+        [["HTTP/1", ".1 2", "00 OK\r\nX: ", "y\r\n\r", "\nab", "c"], 0, /^200( abc?)?$/],
+        [["HTTP/1.1 201 Created\r\n\r\nabc"], 1, /: 201 abc$/],
+        [["HTTP/1.1 204 No Content\r\n\r\n"], 1, /: 204$/],
+        [["HTTP/1.1 302 Found\r\nLocation: /health\r\n\r\n"], 1, /: 302$/],
+        [["HTTP/1.1 500 200\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"], 1, /: 500 HTTP/],
+        [["HTTP/1.1 2000 OK\r\n\r\n"], 1, /: no HTTP: /],
+        [["HTTP/2 200\r\n\r\n"], 1, /: no HTTP: /],
+        [["\r\nHTTP/1.1 200 OK\r\n\r\n"], 1, /: no HTTP: /],
+        [[], 1, /: no HTTP:$/],
+      ] as const
+    ) {
+      using server = answerBy(parts);
+      const found = await ask(server.port);
+      assertEquals(found.code, code, `${parts}: ${found.line}`);
+      assertMatch(found.line, line);
+    }
+  });
+
+  test("--health reads a few kB of an endless answer, and its status decides", async () => {
+    for (const [head, code] of [[HEAD, 0], ["HTTP/1.1 500 No\r\n\r\n", 1], ["", 1]] as const) {
+      using server = answerBy([head], { then: "more" });
+      const found = await ask(server.port);
+      assertEquals(found.code, code);
+      assert(found.line.length < 300, found.line);
+      assertLess(server.sent, 50e6, "what was read, beside what the kernel buffers");
+    }
+  });
+
+  test("--health waits two seconds at most for who stops in the middle", async () => {
+    for (const parts of [[], ["HTTP/1.1 "], ["HTTP/1.1 200 OK\r\n"]]) {
+      using server = answerBy(parts, { then: "silence" });
+      const begun = Date.now();
+      const { code, line } = await ask(server.port);
+      assertEquals(code, 1);
+      assertMatch(line, /^127\.0\.0\.1 port \d+: no answer within 2 seconds$/);
+      assertLess(Date.now() - begun, 15_000, "this is not a matter of load");
+    }
+  });
+
+  test("--health says that it cannot know a free port", async () => {
+    const { code, line } = await ask(0);
+    assertEquals(code, 1);
+    assertMatch(line, /PORT=0 picked a free port, which --health cannot know/);
+  });
+}
+
+for (const form of FORMS) {
+  bindTest(form)("--health asks 127.0.0.1 where HOST is ::", async () => {
+    await using service = await start(form, { HOST: "::" });
+    const env = { HOST: "::", PORT: String(service.port) };
+    await using run = await launch(form, env, ["--health"]);
+    assertEquals(await run.waitForCode(), 0);
+    await using missing = await launch(form, { ...env, PORT: "1" }, ["--health"]);
+    assertEquals(await missing.waitForCode(), 1);
+    assertMatch(missing.stdout, /^127\.0\.0\.1 port 1: .*refused/);
+  }, !HAS_IPV6 && "no IPv6 here");
+}

@@ -1,0 +1,121 @@
+/** The proof of what `operations.md` says of signals that come together, early, or from a terminal. */
+import { assert, assertEquals, assertGreater, assertMatch, assertObjectMatch } from "@std/assert";
+import {
+  bindTest,
+  CONTRACT_FORMS,
+  type Form,
+  lacks,
+  launch,
+  makeTempPath,
+  readOutput,
+  sleep,
+  SOURCE,
+  start,
+  test,
+  waitFor,
+  waitUntil,
+  wrapForm,
+} from "../.ci/harness.ts";
+
+const CODES: Record<string, number> = { SIGINT: 130, SIGTERM: 143 };
+const FORCED = "ended at once by a second signal";
+
+for (const form of CONTRACT_FORMS) {
+  const test = bindTest(form);
+
+  test("two signals in one moment end it at once, and the log says both", async () => {
+    for (const signals of [["SIGTERM", "SIGINT"], ["SIGINT", "SIGTERM"]] as const) {
+      for (let n = 0; n < 3; n++) {
+        await using service = await start(form, { DRAIN_SECONDS: "300" });
+        for (const signal of signals) service.kill(signal);
+        const code = await service.waitForCode();
+        const { lines } = service;
+        assertEquals(lines.map(({ level, msg }) => [level, msg]), [
+          ["info", "listening"],
+          ["info", "draining"],
+          ["warn", FORCED],
+        ]);
+        const [first, second] = lines.slice(1).map(({ signal }) => String(signal));
+        assertEquals([first, second].toSorted(), ["SIGINT", "SIGTERM"]); // the kernel chooses their order
+        assertEquals(code, CODES[second!]);
+      }
+    }
+  });
+
+  for (const signal of ["SIGTERM", "SIGINT"] as const) {
+    test(`${signal} again within a moment is the same wish; later it ends it at once`, async () => {
+      // where the machine is busy, a moment may pass between the two
+      const codes: number[] = [];
+      while (codes.length < 5 && !codes.includes(0)) {
+        await using service = await start(form, { DRAIN_SECONDS: "1" });
+        service.kill(signal);
+        await service.waitForOutput(/draining/);
+        service.kill(signal);
+        codes.push(await service.waitForCode());
+        const last = codes.at(-1) === 0 ? "stopped" : FORCED;
+        assertEquals(service.lines.map(({ msg }) => msg), ["listening", "draining", last]);
+      }
+      assertEquals(codes.at(-1), 0, `${codes}`);
+
+      await using service = await start(form, { DRAIN_SECONDS: "300" });
+      service.kill(signal);
+      await service.waitForOutput(/draining/);
+      await sleep(300); // more than the moment of 100 ms
+      service.kill(signal);
+      assertEquals(await service.waitForCode(), CODES[signal]);
+      assertObjectMatch(service.lines.at(-1)!, { level: "warn", msg: FORCED, signal });
+    });
+  }
+}
+
+for (const form of CONTRACT_FORMS.filter(({ isImage }) => isImage)) {
+  test(`${form.name}: as process 1 it hears a signal of its first moments`, async () => {
+    await using run = await launch(form, { HOST: "127.0.0.1", PORT: "0" });
+    // the runtime's own start hears nothing
+    await waitUntil("the container", () => run.readPid().catch(() => 0));
+    const deadline = Date.now() + 8000; // Docker kills after ten seconds
+    const end = run.waitForCode();
+    let isRunning = true;
+    end.finally(() => isRunning = false);
+    while (isRunning && Date.now() < deadline) {
+      run.kill("SIGTERM");
+      await Promise.race([end, sleep(200)]);
+    }
+    assertMatch(String(await waitFor(end, "the end", 1)), /^(0|143)$/);
+  });
+}
+
+/** The task on a terminal whose keys come from a file. */
+function taskOnTerminal(keys: string): Form {
+  const task: Form = {
+    ...SOURCE,
+    command: () => Promise.resolve([`${Deno.execPath()} task start`, "/dev/null"]),
+  };
+  return wrapForm(task, ["sh", "-c", `exec script --quiet --return --command "$0" "$1" <>${keys}`]);
+}
+
+test(
+  "source: Ctrl+C in deno task start drains in order, though two signals come; again it ends at once",
+  async () => {
+    const keys = makeTempPath("keys");
+    await readOutput(["mkfifo", keys]);
+    const press = () => Deno.writeTextFile(keys, "\x03");
+    {
+      await using run = await start(taskOnTerminal(keys));
+      await press();
+      assertEquals(await run.waitForCode(), 0);
+      assertMatch(run.stdout, /listening .*\r\n.*draining signal=SIGINT seconds=0\r\n.*stopped\r\n$/);
+    }
+    await using run = await start(taskOnTerminal(keys), { DRAIN_SECONDS: "300" });
+    await press();
+    await run.waitForOutput(/draining/);
+    await sleep(300); // more than the moment of 100 ms
+    const begun = Date.now();
+    await press();
+    assertGreater(await run.waitForCode(), 0);
+    assert(Date.now() - begun < 10_000, "at once");
+    assertMatch(run.stdout, /draining signal=SIGINT seconds=300\r\n.*WARN .*signal=SIGINT\r\n$/);
+  },
+  lacks("script"),
+  Deno.build.os === "windows" && "no terminal of that kind",
+);
