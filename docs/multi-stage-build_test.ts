@@ -79,6 +79,7 @@ test("the probe runs often, and Docker gives it longer than it gives itself", ()
   assertGreater(read("interval"), read("timeout"), "interval");
   assertLess(read("interval"), 31, "interval");
   assert([2, 3, 4, 5].includes(read("retries")), "retries");
+  assertGreater(read("start-period"), 4, "emulated, it takes 4 s to start");
 });
 
 test("the builder compiles for the target on the machine's own processor, without telemetry by default", () => {
@@ -96,6 +97,9 @@ test("the builder compiles for the target on the machine's own processor, withou
   ) {
     assertStringIncludes(commands, `${arch}) echo ${target} ;;`);
   }
+  assertMatch(commands, /\*\) echo "no Deno for .*" >&2; exit 1 ;;/, "another processor is refused");
+  assertMatch(commands, /if \[ "\$OTEL_DENO" = true \]; then export OTEL_DENO_CONSOLE=replace; fi/);
+  assertMatch(commands, /touch --date @0 dist\/devops-info-service$/, "the same layer from any clone");
 });
 
 test("README, Dockerfile and Compose name the same version of Deno", () => {

@@ -207,7 +207,8 @@ test("Compose builds from the repository and runs the image without rights, with
   );
   const config = parseVariables(defaults);
   assertEquals(config, DEFAULTS, "as the service's own");
-  assertGreater(parseInt(stop_grace_period), config.DRAIN_SECONDS + config.SHUTDOWN_SECONDS);
+  const [, grace] = /^(\d+)s$/.exec(stop_grace_period)!;
+  assertGreater(Number(grace), config.DRAIN_SECONDS + config.SHUTDOWN_SECONDS);
   const [, limit] = /^(\d+)m$/.exec(mem_limit)!;
   assert(Number(limit) > HELD_MEGABYTES && Number(limit) < 2 * HELD_MEGABYTES, mem_limit);
 });
