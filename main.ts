@@ -115,11 +115,7 @@ export function parseConfig(env: Pick<Deno.Env, "get">, isTerminal: boolean): Co
 
 const VARIABLES = {
   HOST: oneOf("address to listen on", "0.0.0.0", ["0.0.0.0", "::", "127.0.0.1", "::1", "localhost"]),
-  PORT: wholeNumber(
-    "port to listen on; 0 picks and logs a free one, without --health",
-    5000,
-    65535,
-  ),
+  PORT: wholeNumber("port to listen on; 0 picks and logs a free one, without --health", 5000, 65535),
   LOG_LEVEL: oneOf("minimum level to log", "info", ["debug", "info", "warn", "error"]),
   LOG_FORMAT: oneOf("form of a log line; text on a terminal", "json", ["json", "text"]),
   TRUST_PROXY: wholeNumber("exact number of proxies in front that append to X-Forwarded-For", 0, 16),
