@@ -1,7 +1,7 @@
 /**
  * The DevOps Info Service: `GET /` says what it is and where it runs, `GET /health` whether it is well.
  *
- * A request's way: `Deno.serve` → {@linkcode handle} → `answer` → `respond`. Data flows one way as well:
+ * A request takes this path: `Deno.serve` → {@linkcode handle} → `answer` → `respond`. Data flows one way:
  * environment → {@linkcode Config} → {@linkcode Service} → facts → `Response`.
  *
  * @module
@@ -23,12 +23,12 @@ const ENDPOINTS = [
   { path: "/health", method: "GET", description: "Health check" },
 ];
 
-/** The facts of `GET /`, which JSON and page show. */
+/** What `GET /` reports, as JSON or as a page. */
 type Facts = ReturnType<typeof collectFacts>;
 
 function collectFacts(exchange: Exchange) {
   const { service: { system, clock }, path } = exchange;
-  // HEAD shows what GET would
+  // HEAD needs the length of GET's answer
   const request = { ...findClient(exchange), method: "GET", path };
   return { service: ABOUT, system, runtime: clock.now(), request, endpoints: ENDPOINTS };
 }
@@ -68,7 +68,7 @@ function describeTime(wall: number, uptime: number) {
     uptime_seconds,
     uptime_human: `${count(Math.floor(minutes / 60), "hour")}, ${count(minutes % 60, "minute")}`,
     current_time: new Date(wall).toISOString(),
-    timezone: "UTC", // which current_time is in
+    timezone: "UTC", // of current_time
   };
 }
 
@@ -115,15 +115,15 @@ export function parseConfig(env: Pick<Deno.Env, "get">, isTerminal: boolean): Co
 
 const VARIABLES = {
   HOST: oneOf("address to listen on", "0.0.0.0", ["0.0.0.0", "::", "127.0.0.1", "::1", "localhost"]),
-  PORT: wholeNumber("port to listen on; 0 picks a free port and logs it", 5000, 65535),
+  PORT: wholeNumber("port to listen on; 0 picks and logs a free one, without --health", 5000, 65535),
   LOG_LEVEL: oneOf("minimum level to log", "info", ["debug", "info", "warn", "error"]),
   LOG_FORMAT: oneOf("form of a log line; text on a terminal", "json", ["json", "text"]),
-  TRUST_PROXY: wholeNumber("number of proxies in front that append to X-Forwarded-For", 0, 16),
+  TRUST_PROXY: wholeNumber("exact number of proxies in front that append to X-Forwarded-For", 0, 16),
   DRAIN_SECONDS: wholeNumber("seconds to keep serving after SIGTERM while /health answers 503", 0, 300),
   SHUTDOWN_SECONDS: wholeNumber("seconds that running requests then have to finish", 8, 300),
 };
 
-/** Variables of Deno's own that would bypass ours. */
+/** Deno's own variables that would bypass ours. */
 const BYPASSES = { DENO_SERVE_ADDRESS: "HOST and PORT", DENO_TRUST_PROXY_HEADERS: "TRUST_PROXY" };
 
 function oneOf<T extends string>(help: string, fallback: NoInfer<T>, values: T[]) {
@@ -147,7 +147,7 @@ function readVariable(env: Pick<Deno.Env, "get">, name: string): string | undefi
 
 // ---- Routes ----
 
-/** All that an answer depends on, beside the request. Only `status` changes, and only by a signal. */
+/** Everything an answer depends on except the request. Only signals change `status`. */
 export interface Service {
   readonly config: Config;
   readonly system: ReturnType<typeof readSystem>;
@@ -196,14 +196,14 @@ function answer(exchange: Exchange): Response {
   const { method, headers, url } = request;
   if (!isHost(headers.get("host"))) return refuse(exchange, STATUS_CODE.BadRequest, "Host is not valid");
   const isEndpoint = ENDPOINTS.some((endpoint) => endpoint.path === path);
-  const hasOptions = isEndpoint || path === "/*"; // which is how the runtime shows *
+  const hasOptions = isEndpoint || path === "/*"; // Deno shows * as /*
   if (method === "OPTIONS" && hasOptions) return respond(exchange, STATUS_CODE.NoContent, null, ALLOW);
   const isRead = method === "GET" || method === "HEAD";
   if (isEndpoint && !isRead) {
     return refuse(exchange, STATUS_CODE.MethodNotAllowed, `Endpoint allows ${ALLOW.allow}`, ALLOW);
   }
   if (path === "/health") return answerHealth(exchange);
-  const isShort = (headers.get("accept") ?? "").length < 1000; // a long one would keep `accepts` busy
+  const isShort = (headers.get("accept") ?? "").length < 1000; // `accepts` is slow on a long one
   if (isRead && isShort && accepts(request, "application/json", "text/html") === "text/html") {
     const page = renderPage(collectFacts(exchange), isEndpoint ? status : "not_found", url);
     return respond(exchange, isEndpoint ? STATUS_CODE.OK : STATUS_CODE.NotFound, page, PAGE_TYPE);
@@ -323,7 +323,7 @@ function renderPage(facts: Facts, state: keyof typeof BANNERS, url: string): str
   const rows = endpoints.map(({ path, method, description }) =>
     `<tr><td><a href="${path}">${path}</a></td><td>${method}</td><td>${description}</td></tr>`
   );
-  const [origin] = /^\w+:..[\w.:%[\]-]*/.exec(url) ?? []; // nothing of a Host that a shell would run
+  const [origin] = /^\w+:..[\w.:%[\]-]*/.exec(url) ?? []; // only characters that are safe in a shell
   return `<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -376,12 +376,12 @@ export function createLogger(config: Config, clock: Clock, sink: Output["write"]
   let dropped = 0;
   let writing: Promise<void> | undefined;
 
-  /** To be asked before a line costs anything. */
+  /** Ask this first: building a line costs time. */
   const writes = (level: Level) => SEVERITY[level] >= SEVERITY[config.LOG_LEVEL];
   /** Waits until all lines are written, at most so many milliseconds. */
   const flush = (milliseconds: number) => within(milliseconds, writing ?? Promise.resolve());
 
-  /** Never waits, never throws. `msg` says in constant words what happened, `fields` the rest. */
+  /** Never waits, never throws. `msg` is a constant text; `fields` has the values. */
   const write = (level: Level, msg: string, fields: object = {}) => {
     if (!writes(level)) return;
     const line = format(level, msg, fields);
@@ -411,13 +411,13 @@ export function createLogger(config: Config, clock: Clock, sink: Output["write"]
   };
 
   const writeSome = async () => {
-    // a pipe that does not block takes all of this, or nothing
+    // a non-blocking pipe takes this many bytes whole, or none
     const some = unwritten.subarray(0, PIPE_BUFFER);
     const wholeLines = some.subarray(0, some.lastIndexOf("\n".charCodeAt(0)) + 1);
     try {
       unwritten = unwritten.subarray(await sink(wholeLines.length > 0 ? wholeLines : some));
     } catch {
-      await sleep(RETRY_MILLISECONDS); // the reader is slow or gone, and nobody else can be told
+      await sleep(RETRY_MILLISECONDS); // the reader is slow or gone; nobody else can be told
     }
   };
 
@@ -434,7 +434,7 @@ const PIPE_BUFFER = 4096; // PIPE_BUF of Linux
 const BATCH_MILLISECONDS = 10;
 const RETRY_MILLISECONDS = 100;
 
-/** JSON that neither breaks a line nor steers a terminal: control and format characters are escaped. */
+/** JSON that is safe in a log line and on a terminal: control and format characters are escaped. */
 function printable(value: unknown): string {
   const json = JSON.stringify(value);
   if (/^[ -~]*$/.test(json)) return json; // most lines are ASCII
@@ -445,7 +445,7 @@ function printable(value: unknown): string {
 /** Deno exports only what the console prints, and only if `OTEL_DENO` was set at compile time or start. */
 function findTelemetry(): Telemetry | undefined {
   try {
-    Deno.telemetry.meterProvider.getMeter(ABOUT.name).createCounter("unused"); // throws without
+    Deno.telemetry.meterProvider.getMeter(ABOUT.name).createCounter("unused"); // throws if telemetry is off
     return (level, line) => console[level](line);
   } catch {
     return undefined;
@@ -456,7 +456,7 @@ function sleep(milliseconds: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
 
-/** What the promise resolves with, or nothing when that takes too long. */
+/** Resolves with the promise's value, or with undefined after so many milliseconds. */
 async function within<T>(milliseconds: number, promise: Promise<T>): Promise<T | undefined> {
   const { promise: late, resolve } = Promise.withResolvers<undefined>();
   const timer = setTimeout(() => resolve(undefined), milliseconds);
@@ -565,7 +565,7 @@ type Output = Pick<typeof Deno.stdout, "write" | "writeSync" | "isTerminal">;
 const USAGE = `Usage: ${ABOUT.name} [--health | --version | --help]`;
 const PROBE_SECONDS = 2;
 
-/** Serves, probes, or says what it is, as the arguments after the program's name ask. Returns the exit code. */
+/** Runs what the arguments ask for: serve, --health, --version or --help. Returns the exit code. */
 export async function main(args: readonly string[], outside: Outside): Promise<number> {
   const { env, stdout, stderr } = outside;
   const option = args.length > 1 ? args.join(" ") : args[0];
@@ -598,12 +598,12 @@ async function probe({ HOST, PORT }: Config, { stdout }: Outside): Promise<numbe
   const hostname = HOST === "0.0.0.0" || HOST === "::" ? "127.0.0.1" : HOST;
   const late = `no answer within ${PROBE_SECONDS} seconds`;
   const found = await within(PROBE_SECONDS * 1000, askHealth(hostname, PORT).catch(String)) ?? late;
-  const line = found.replace(/[^\x20-\x7e]+/g, " ").trim().slice(0, 200); // who knows what answered
+  const line = found.replace(/[^\x20-\x7e]+/g, " ").trim().slice(0, 200); // any program may have answered
   const isHealthy = /^200\b/.test(line);
   return isHealthy ? print(stdout, line, 0) : print(stdout, `${hostname} port ${PORT}: ${line}`, 1);
 }
 
-/** By a bare socket: `fetch` would go through the proxy that `HTTP_PROXY` names, and cost more. */
+/** Uses a socket: `fetch` would go through `HTTP_PROXY`, and costs more. */
 async function askHealth(hostname: string, port: number): Promise<string> {
   if (port === 0) return "PORT=0 picked a free port, which --health cannot know";
   using connection = await Deno.connect({ hostname, port });
@@ -628,7 +628,7 @@ function describeUsage(): string {
 
 ${USAGE}
   no argument       serve GET / and GET /health until SIGINT or SIGTERM
-  --health          ask the running service how it is
+  --health          probe the running service
   --version         print the version
   --help            print this
 
@@ -636,7 +636,7 @@ Environment:
 ${variables.join("\n")}
 
 Signals:
-  SIGTERM, SIGINT   drain, shut down, end; a second one ends at once
+  SIGTERM, SIGINT   drain, shut down, exit; a second one exits at once
   SIGUSR2           switch /health between healthy and unhealthy, for drills
 
 Exit codes:
