@@ -50,7 +50,8 @@ const OUT = /^(Uncaught )?.*os error (23|24)\b/;
 
 for (const form of FORMS) {
   const test = bindTest(form);
-  const reasons = [lacksProc, lacks("prlimit")];
+  const foreign = form.isImage && "its process is of another user, whose limits cannot be changed";
+  const reasons = [foreign, lacksProc, lacks("prlimit")];
 
   test("out of descriptors it neither dies nor spins, and recovers", async () => {
     await using service = await start(form, {}, { descriptors: 64 });

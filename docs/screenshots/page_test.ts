@@ -85,6 +85,7 @@ for (const form of CONTRACT_FORMS) {
     for (const target of ['/"><b>x</b>', "/%3Cb%3E", "/<script>", "/&lt;"]) {
       const parts = { fields: "Accept: text/html\r\n", host: "Host: x$(id)&'y'\r\n" };
       const { status, body } = await sendRaw(service.port, formatRequest(target, parts));
+      if (status === 400 && body === "") continue; // Deno 2.7 refuses some by itself
       assertEquals(status, 404);
       assertNotMatch(body, /<script|<b>|\$\(|'y'/);
       assertMatch(body, /<code>curl "http:\/\/x\/"<\/code>/);
