@@ -1,9 +1,8 @@
 /** The proof of the README's tables and examples: they say what the code says. */
-import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
 import { DEFAULTS, HARDENED, INFORMATION_KEYS, launch, readText, SOURCE, test } from "../.ci/harness.ts";
 import { parseConfig } from "../main.ts";
 import project from "../deno.json" with { type: "json" };
-import openapi from "./openapi.json" with { type: "json" };
 
 const README = readText("README.md");
 
@@ -38,19 +37,21 @@ function readAllowed(name: string): string {
 test("the table of variables has their defaults and what is allowed", () => {
   const rows = readRows(findSection("Configuration"));
   assertEquals(rows.map(([name]) => findCode(name!)[0]), Object.keys(DEFAULTS));
-  for (const [name = "", fallback = "", allowed = ""] of rows) {
+  for (const [name = "", fallback = "", meaning = ""] of rows) {
     const [variable = ""] = findCode(name);
     assertEquals(findCode(fallback)[0], String(DEFAULTS[variable as keyof typeof DEFAULTS]), variable);
-    const words = findCode(allowed);
-    if (words.length > 0) {
-      assertEquals(words.join(", "), readAllowed(variable), variable);
-      for (const word of words) assertEquals(String(parse(variable, word)), word);
-    } else {
-      const [least, most] = allowed.match(/\d+/g)!.map(Number) as [number, number];
-      for (const limit of [least, most]) assertEquals(parse(variable, String(limit)), limit, variable);
-      for (const beyond of [least - 1, most + 1]) {
-        assertThrows(() => parse(variable, String(beyond)), RangeError);
+    const allowed = readAllowed(variable);
+    const [, most] = /^a whole number from 0 to (\d+)$/.exec(allowed) ?? [];
+    if (most === undefined) {
+      const words = findCode(meaning);
+      for (const word of allowed.split(", ")) {
+        assert(words.includes(word), `${variable}: ${word}`);
+        assertEquals(String(parse(variable, word)), word);
       }
+    } else {
+      assertMatch(meaning, new RegExp(`\\b0–${most}\\b`), variable);
+      for (const limit of [0, Number(most)]) assertEquals(parse(variable, String(limit)), limit, variable);
+      assertThrows(() => parse(variable, String(Number(most) + 1)), RangeError);
     }
   }
 });
@@ -65,37 +66,31 @@ test("--help has every variable, option and exit code of the README", async () =
     assertStringIncludes(entry, readAllowed(name), name);
   }
   const configuration = findSection("Configuration");
-  const commandLine = configuration.slice(configuration.indexOf("Command line:"));
-  const options = findCode(commandLine);
-  assertEquals(options, ["--health", "--version", "--help"]);
-  for (const option of options) assertStringIncludes(help, `  ${option} `);
+  const commandLine = configuration.slice(configuration.indexOf("`--health` probes"));
+  assertEquals(findCode(commandLine), ["--health", "--help"]);
+  for (const option of ["--health", "--version", "--help"]) assertStringIncludes(help, `  ${option} `);
   const codes = (text: string) => (text.match(/\b\d+\b/g) ?? []).map(Number).toSorted((a, b) => a - b);
-  const helpCodes = help.slice(help.indexOf("Exit codes:")).split("\n").map((line) => line.slice(0, 18)).join(
-    "\n",
+  const rows = help.slice(help.indexOf("Exit codes:")).split("\n").map((line) => line.slice(0, 18));
+  assertEquals(codes(rows.join("\n")), [0, 1, 2, 130, 143]);
+  assertEquals(codes(commandLine.slice(commandLine.indexOf("Exit codes:"))), [0, 1, 2, 130, 143]);
+});
+
+test("the examples of the API have the keys of the answers", () => {
+  const [health, system, request] = Array.from(
+    findSection("API").matchAll(/^\{.*\}$/gm),
+    ([line]) => JSON.parse(line),
   );
-  assertEquals(codes(helpCodes), [0, 1, 2, 130, 143]);
-  assertEquals(codes(commandLine.slice(commandLine.indexOf("Exit codes:"))), codes(helpCodes));
+  assertEquals(Object.keys(health), ["status", "timestamp", "uptime_seconds"]);
+  assertEquals(Object.keys(system), INFORMATION_KEYS.system);
+  assertEquals(Object.keys(request), INFORMATION_KEYS.request);
 });
 
-test("the example of GET / is that of the API's description, with the keys and the version of today", () => {
-  const [, text = ""] = /^\$ curl -s localhost:5000\/ \| jq\n(\{.*?^\})$/ms.exec(README)!;
-  const { endpoints, ...example } = JSON.parse(text);
-  assertEquals({ ...example, endpoints }, openapi.components.examples.Information.value);
-  const keys = Object.entries(example).map(([key, part]) => [key, Object.keys(part as object)]);
-  assertEquals(keys, Object.entries(INFORMATION_KEYS));
-  assertEquals(example.service.version, project.version);
+test("every task that the README names is there", () => {
+  const named = Array.from(README.matchAll(/\btask ([a-z]+)\b/g), ([, name]) => name!);
+  for (const name of ["dev", "test", "ok", "compile"]) assert(named.includes(name), `${name} is not named`);
+  for (const name of named) assert(name in project.tasks, `task ${name}`);
 });
 
-test("the table of tasks has those that people call", () => {
-  const named = readRows(findSection("Development")).map(([name]) => findCode(name!)[0]);
-  const tasks = Object.keys(project.tasks).filter((task) => !["flags", "std"].includes(task));
-  assertEquals(named.toSorted(), tasks.map((task) => `deno task ${task}`).toSorted());
-});
-
-test("the hardened docker run of the README is how the image is tested", () => {
-  const command = /^docker run .*? --read-only .*?[^\\]$/ms.exec(findSection("Docker"))![0].replace(
-    /\\\n */g,
-    "",
-  );
-  assertStringIncludes(command, HARDENED.join(" "));
+test("the README hardens a container as the tests do", () => {
+  assertStringIncludes(README, HARDENED.join(" "));
 });
