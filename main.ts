@@ -493,18 +493,18 @@ const LISTEN_AGAIN_MILLISECONDS = 200;
 function listenForStop(service: Service): Promise<void> {
   const { config, clock, log } = service;
   const { promise, resolve } = Promise.withResolvers<void>();
-  let first: { signal: string; time: number } | undefined;
+  let last = { signal: "", time: 0 };
   for (const [signal, number] of Object.entries(STOP_SIGNALS)) {
     Deno.addSignalListener(signal as Deno.Signal, async () => {
       const time = clock.monotonic();
-      if (!first) {
-        first = { signal, time };
+      const isRepeated = signal === last.signal && time - last.time < REPEATED_SIGNAL_MILLISECONDS;
+      last = { signal, time };
+      if (isRepeated) return; // at Ctrl+C the terminal and `deno task` both send the signal
+      if (service.status !== "draining") {
         service.status = "draining";
         log.write("info", "draining", { signal, seconds: config.DRAIN_SECONDS });
         return resolve();
       }
-      // at Ctrl+C the terminal and `deno task` both send the signal
-      if (signal === first.signal && time - first.time < REPEATED_SIGNAL_MILLISECONDS) return;
       log.write("warn", "ended at once by a second signal", { signal });
       await log.flush(FLUSH_MILLISECONDS.atOnce);
       Deno.exit(128 + number);
