@@ -28,7 +28,7 @@ async function watchIdle(service: RunningService, milliseconds: number) {
   const pid = await service.readPid();
   const [begun, lines] = [readCpuSeconds(pid), service.lines.length];
   await sleep(milliseconds);
-  assertLess(readCpuSeconds(pid) - begun, milliseconds / 2000, "it spins");
+  assertLess(readCpuSeconds(pid) - begun, milliseconds / 10_000, "it spins");
   assertEquals(service.lines.length, lines, "it logs in a loop");
 }
 
