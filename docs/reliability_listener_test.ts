@@ -123,6 +123,7 @@ for (const form of FORMS) {
     assertEquals(await service.waitForCode(), 0);
     const messages = service.lines.map(({ msg }) => msg);
     assertEquals(messages, ["listening", "cannot accept connections", "draining", "stopped"]);
-    assertEquals(service.stderr, "");
+    // a run that is measured has no descriptor left for its coverage
+    assertEquals(service.stderr.replaceAll(/^Failed to create coverage file .*\n/gm, ""), "");
   }, ...reasons);
 }
