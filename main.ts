@@ -505,9 +505,10 @@ function listenForStop(service: Service): Promise<void> {
         log.write("info", "draining", { signal, seconds: config.DRAIN_SECONDS });
         return resolve();
       }
+      Deno.exitCode = 128 + number; // also if the drain ends meanwhile
       log.write("warn", "ended at once by a second signal", { signal });
       await log.flush(FLUSH_MILLISECONDS.atOnce);
-      Deno.exit(128 + number);
+      Deno.exit();
     });
   }
   return promise;
@@ -646,4 +647,4 @@ Exit codes:
   130, 143          a second SIGINT, SIGTERM: ended at once`;
 }
 
-if (import.meta.main) Deno.exit(await main(Deno.args, Deno));
+if (import.meta.main) Deno.exit(await main(Deno.args, Deno) || Deno.exitCode);
