@@ -50,6 +50,11 @@ backend web
 events {}
 http {
   access_log off;
+  client_body_temp_path TEMP;
+  proxy_temp_path TEMP;
+  fastcgi_temp_path TEMP;
+  uwsgi_temp_path TEMP;
+  scgi_temp_path TEMP;
   client_header_timeout 10s;
   upstream web {
     server 127.0.0.1:5000;
@@ -91,7 +96,8 @@ http://:8080 {
 async function startProxy({ program, configuration, command }: Proxy, service: RunningService) {
   const port = findFreePort();
   const file = makeTempPath(`${program}.conf`);
-  const text = configuration.replace(":8080", `:${port}`).replace(":5000", `:${service.port}`);
+  const text = configuration.replace(":8080", `:${port}`).replace(":5000", `:${service.port}`)
+    .replaceAll("TEMP", `${file}.d`); // nginx's own is root's
   Deno.writeTextFileSync(file, text);
   const run = await launch(makeProcessForm(program, () => command(file)), {
     XDG_CONFIG_HOME: file,
