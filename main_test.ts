@@ -79,7 +79,7 @@ const VALUES: [keyof Config, string, string[], string[]][] = [
     "PORT",
     "a whole number from 0 to 65535",
     ["0", "1", "8080", "65535"],
-    ["65536", "-1", "5000.5", "http", "0x1F", " 80", "1e3"],
+    ["65536", "-1", "5000.5", "http", "0x1F", " 80", "1e3", "000080"],
   ],
   ["LOG_LEVEL", "debug, info, warn, error", ["debug", "info", "warn", "error"], ["INFO", "trace", "0"]],
   ["LOG_FORMAT", "json, text", ["json", "text"], ["xml", "JSON"]],
@@ -114,7 +114,7 @@ Deno.test("parseConfig() names every bad variable, one line each, whatever is in
   );
 });
 
-Deno.test("parseConfig() takes what is not Unicode for a bad value, and hides no other failure", () => {
+Deno.test("parseConfig() treats a value that is not Unicode as bad, and hides no other failure", () => {
   const fail = (error: Error) => () =>
     parseConfig({
       get(name) {
@@ -406,7 +406,7 @@ Deno.test("handle() answers 500 with nothing of the cause, which goes to the log
   await log.flush(1000);
   const { level, status, error } = JSON.parse(lines[0]!);
   assertEquals([level, status], ["error", 500]);
-  assertMatch(error, /the cause/);
+  assertMatch(error, /the cause\n +at /, "with its stack");
 });
 
 Deno.test("handle() logs probes at debug, the rest at info, 5xx at error", async () => {
@@ -613,6 +613,7 @@ for (const form of CONTRACT_FORMS) {
         ["HEAD", OTHER_PATH, 404],
         ["POST", OTHER_PATH, 404],
         ["OPTIONS", OTHER_PATH, 404],
+        ["OPTIONS", "/x*", 404],
       ] as const
     ) {
       const about = `${method} ${target}`;
@@ -778,7 +779,7 @@ for (const form of CONTRACT_FORMS) {
 
   // ---- Page or JSON ----
 
-  test("GET / is a page for who prefers HTML, and JSON for everybody else", async () => {
+  test("GET / is a page for clients that prefer HTML, and JSON for all others", async () => {
     await using service = await start(form);
     for (
       const [accept, type] of [

@@ -14,7 +14,7 @@ export const SERVICE_FLAGS: readonly string[] = [
   "--v8-flags=--max-semi-space-size=1",
   // to listen and to probe: these addresses and no other host, on any port
   "--allow-net=0.0.0.0,[::],127.0.0.1,[::1],localhost",
-  // its own variables, then two of the runtime, which it refuses
+  // its own variables, and two of Deno that it refuses
   "--allow-env=HOST,PORT,LOG_LEVEL,LOG_FORMAT,TRUST_PROXY,DRAIN_SECONDS,SHUTDOWN_SECONDS," +
   "DENO_SERVE_ADDRESS,DENO_TRUST_PROXY_HEADERS",
   "--allow-sys=hostname,osRelease",

@@ -197,7 +197,7 @@ test(
     const [light, dark] = seen as [View, ...View[]];
     const [sick, lost] = views.slice(healthy.length) as [View, View, View];
     for (const { complaints, broken, barriers, rules, title } of views) {
-      // of which Chromium complains as of any 404
+      // Chromium reports every 404
       const others = complaints.filter((text) => !(title.includes("Not found") && / 404 /.test(text)));
       assertEquals([others, broken, barriers], [[], [], []]);
       assertGreater(rules, 10, "axe has checked nothing");
