@@ -8,7 +8,6 @@ import {
   launch,
   makeProcessForm,
   makeTempPath,
-  probe,
   readText,
   type RunningService,
   start,
@@ -103,7 +102,11 @@ async function startProxy({ program, configuration, command }: Proxy, service: R
     XDG_CONFIG_HOME: file,
     XDG_DATA_HOME: file,
   });
-  const isUp = async () => (await probe(port).catch(() => undefined))?.status;
+  const isUp = async () => {
+    const response = await fetch(`http://127.0.0.1:${port}/health`).catch(() => undefined);
+    await response?.body?.cancel();
+    return response?.status;
+  };
   try {
     await waitUntil(`${program} to answer`, isUp, (status) => status === 200);
   } catch (error) {

@@ -4,6 +4,7 @@ import {
   bindTest,
   CONTRACT_FORMS,
   type Form,
+  FORMS,
   lacks,
   launch,
   makeTempPath,
@@ -68,21 +69,21 @@ for (const form of CONTRACT_FORMS) {
   }
 }
 
-for (const form of CONTRACT_FORMS.filter(({ isImage }) => isImage)) {
+for (const form of FORMS.filter(({ isImage }) => isImage)) { // an emulated one starts too late
   test(`${form.name}: as process 1 it hears a signal of its first moments`, async () => {
     await using run = await launch(form, { HOST: "127.0.0.1", PORT: "0" });
-    // the runtime's own start hears nothing
-    await waitUntil("the container", () => run.readPid().catch(() => 0));
+    const pid = await waitUntil("the container", () => run.readPid().catch(() => 0));
     const deadline = Date.now() + 8000; // Docker kills after ten seconds
     const end = run.waitForCode();
     let isRunning = true;
     end.finally(() => isRunning = false);
+    // the runtime's own start hears nothing; and Docker's client would give up at the third signal
     while (isRunning && Date.now() < deadline) {
-      run.kill("SIGTERM");
+      Deno.kill(pid, "SIGTERM");
       await Promise.race([end, sleep(200)]);
     }
     assertMatch(String(await waitFor(end, "the end", 1)), /^(0|143)$/);
-  });
+  }, Deno.uid() !== 0 && "only root may signal another user's process");
 }
 
 /** The task on a terminal whose keys come from a file. */
