@@ -786,6 +786,8 @@ for (const form of CONTRACT_FORMS) {
         [BROWSER_ACCEPT, HTML_TYPE],
         ["text/html", HTML_TYPE],
         ["text/*", HTML_TYPE],
+        [`text/html, x/${"y".repeat(999 - 13)}`, HTML_TYPE],
+        [`text/html, x/${"y".repeat(1000 - 13)}`, JSON_TYPE], // too long to count
         ["application/json;q=0.5, text/html", HTML_TYPE],
         ["*/*", JSON_TYPE],
         ["application/json", JSON_TYPE],

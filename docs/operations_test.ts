@@ -124,7 +124,7 @@ for (const form of CONTRACT_FORMS) {
   });
 
   test("after SHUTDOWN_SECONDS it closes what is left and exits 1", async () => {
-    await using service = await start(form, { SHUTDOWN_SECONDS: "2" });
+    await using service = await start(form, { SHUTDOWN_SECONDS: "4" });
     using _stuck = await connectStuck(service);
     service.kill("SIGTERM");
     const begun = Date.now();
@@ -132,7 +132,7 @@ for (const form of CONTRACT_FORMS) {
     assertNotMatch(service.stdout, /stopped/, "the port closes first");
     assertEquals(await service.waitForCode(), 1);
     const seconds = (Date.now() - begun) / 1000;
-    assert(seconds > 1 && seconds < 8, `took ${seconds} s`); // 8 is the default
+    assert(seconds > 2 && seconds < 8, `took ${seconds} s`); // 8 is the default, and twice as long
     assertEquals(service.lines.at(-1)!.level, "warn");
   });
 
@@ -249,6 +249,10 @@ for (const form of TELEMETRY_FORMS) {
       );
       const isOurs = ({ traceId }: { traceId: string }) => traceId === TRACE;
       await waitUntil("the span", telemetry.spans, (spans) => spans.some(isOurs));
+      service.kill("SIGUSR2");
+      const hasSeverity = (text: string) =>
+        telemetry.logs().some(({ severityText }) => severityText === text);
+      await waitUntil("the drill's line", () => hasSeverity("WARN"));
       service.kill("SIGTERM");
       assertEquals(await service.waitForCode(), 0);
       const span = telemetry.spans().find(isOurs);
@@ -262,7 +266,8 @@ for (const form of TELEMETRY_FORMS) {
       await using version = await launch(form, { ...telemetry.env, ...chosen }, ["--version"]);
       assertEquals([await version.waitForCode(), version.stdout !== ""], [0, true]);
       // standard output has each line once, as ever
-      assertEquals(service.lines.map(({ msg }) => msg), ["listening", "request", "draining", "stopped"]);
+      const messages = ["listening", "request", "health switched by hand", "draining", "stopped"];
+      assertEquals(service.lines.map(({ msg }) => msg), messages);
     } finally {
       await telemetry.stop();
     }

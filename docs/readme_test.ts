@@ -1,6 +1,18 @@
 /** The proof of the README's tables and examples: they say what the code says. */
 import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
-import { DEFAULTS, HARDENED, INFORMATION_KEYS, launch, readText, SOURCE, test } from "../.ci/harness.ts";
+import {
+  DEFAULTS,
+  formatRequest,
+  HARDENED,
+  INFORMATION_KEYS,
+  launch,
+  readText,
+  type RequestParts,
+  sendRaw,
+  SOURCE,
+  start,
+  test,
+} from "../.ci/harness.ts";
 import { parseConfig } from "../main.ts";
 import project from "../deno.json" with { type: "json" };
 
@@ -73,6 +85,28 @@ test("--help has every variable, option and exit code of the README", async () =
   const rows = help.slice(help.indexOf("Exit codes:")).split("\n").map((line) => line.slice(0, 18));
   assertEquals(codes(rows.join("\n")), [0, 1, 2, 130, 143]);
   assertEquals(codes(commandLine.slice(commandLine.indexOf("Exit codes:"))), [0, 1, 2, 130, 143]);
+});
+
+test("the table of the API has the statuses that the service answers with", async () => {
+  await using service = await start(SOURCE);
+  const [parts, malformed, none] = [{}, { host: "Host: a b\r\n" }, { version: "HTTP/1.0", host: "" }];
+  const requests: Record<string, [string, RequestParts][]> = {
+    "`OPTIONS`": [["/", { method: "OPTIONS" }]],
+    "other methods": [["/", { method: "PUT" }]],
+    "other paths": [["/health/", parts]],
+    "malformed `Host`": [["/", malformed], ["/", none]],
+  };
+  const rows = findSection("API").split("\n").map((row) =>
+    row.split("|").slice(1, -1).map((cell) => cell.trim())
+  );
+  for (const [name, asked] of Object.entries(requests)) {
+    const [, answer = ""] = rows.find(([request]) => request === name)!;
+    const statuses = [];
+    for (const [path, parts] of asked) {
+      statuses.push(String((await sendRaw(service.port, formatRequest(path, parts))).status));
+    }
+    assertEquals(answer.match(/\b[1-5]\d\d\b/g), statuses, name);
+  }
 });
 
 test("the examples of the API have the keys of the answers", () => {
