@@ -207,6 +207,13 @@ test("every example is as its schema says, and a schema refuses what is almost a
     const other = { ...information, [part]: { ...information[part], [name]: value } };
     good.push({ schema: { $ref: "#/components/schemas/Information" }, value: other, about: value });
   }
+  const { 200: healthy, 503: others } = OPENAPI.paths["/health"].get.responses;
+  for (const [one, other] of [[healthy, others], [others, healthy]]) {
+    const [{ schema }, { examples }] = [one.content["application/json"], other.content["application/json"]];
+    for (const { summary, value } of (Object.values(examples) as Node[]).map(resolve)) {
+      bad.push({ schema, value, about: `${bad.length} ${summary} with the other status` });
+    }
+  }
   const problems = await validate(good);
   const refusals = await validate(bad);
   if (!problems || !refusals) return await leaveOut(context, CANNOT_VALIDATE);
