@@ -4,8 +4,8 @@ import {
   BAD_HOSTS,
   bindTest,
   BROWSER_ACCEPT,
-  CONTRACT_FORMS,
   formatRequest,
+  FORMS,
   leaveOut,
   OTHER_PATH,
   pathOf,
@@ -50,7 +50,7 @@ function resolve(node: Node): Node {
   return resolve(node.$ref.slice(2).split("/").reduce((node: Node, key: string) => node[key], OPENAPI));
 }
 
-for (const form of CONTRACT_FORMS) {
+for (const form of FORMS) {
   bindTest(form)("answers as docs/openapi.json says, and nothing else", async (context) => {
     await using service = await start(form, { DRAIN_SECONDS: "300" });
     const values: Check[] = [];

@@ -13,10 +13,10 @@ import project from "../deno.json" with { type: "json" };
 import {
   bindTest,
   connect,
-  CONTRACT_FORMS,
   DEFAULTS,
   findFreePort,
   formatRequest,
+  FORMS,
   inTerminal,
   isRefused,
   lacks,
@@ -250,7 +250,7 @@ Deno.test("createLogger() writes a line once, whatever a write takes or fails of
 
 // ---- The black box ----
 
-for (const form of CONTRACT_FORMS) {
+for (const form of FORMS) {
   const test = bindTest(form);
 
   test("logs start, requests, drain and stop with their fields", async () => {

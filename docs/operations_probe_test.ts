@@ -1,6 +1,6 @@
 /** The proof of what `operations.md` says of `--health`: whatever answers, it ends, small and with one line. */
 import { assert, assertEquals, assertLess, assertMatch } from "@std/assert";
-import { bindTest, CONTRACT_FORMS, FORMS, HAS_IPV6, launch, sleep, start } from "../.ci/harness.ts";
+import { bindTest, FORMS, HAS_IPV6, launch, sleep, start } from "../.ci/harness.ts";
 
 /** Answers every connection by these parts of text, a moment apart; then says no more, or closes. */
 function answerBy(parts: readonly string[], { then = "close" as "close" | "silence" | "more" } = {}) {
@@ -35,7 +35,7 @@ function answerBy(parts: readonly string[], { then = "close" as "close" | "silen
 
 const HEAD = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n";
 
-for (const form of CONTRACT_FORMS) {
+for (const form of FORMS) {
   const test = bindTest(form);
 
   /** Asks what answers at a port: exit code and line. */

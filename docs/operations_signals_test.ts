@@ -2,7 +2,6 @@
 import { assert, assertEquals, assertGreater, assertMatch, assertObjectMatch } from "@std/assert";
 import {
   bindTest,
-  CONTRACT_FORMS,
   type Form,
   FORMS,
   lacks,
@@ -21,7 +20,7 @@ import {
 const CODES: Record<string, number> = { SIGINT: 130, SIGTERM: 143 };
 const FORCED = "ended at once by a second signal";
 
-for (const form of CONTRACT_FORMS) {
+for (const form of FORMS) {
   const test = bindTest(form);
 
   test("two signals in one moment end it at once, and the log says both", async () => {
