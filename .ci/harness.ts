@@ -2,7 +2,7 @@
  * What the tests and the benchmark drive the service with: its forms, a run of it, requests, waiting.
  *
  * `EXECUTABLE` and `IMAGE` name forms to test beside the source, `OTEL_IMAGE` an image with telemetry,
- * `ARM64_IMAGE` one that Docker emulates, which takes part in `main_test.ts` and `operations_test.ts` alone.
+ * `ARM64_IMAGE` one that Docker emulates, which takes part in the tests of `CONTRACT_FORMS` alone.
  * `FULL=1` gives mutants, floods and rolling updates their full size, as `.ci/run` does; `FUZZ_SEED` and
  * `FUZZ_COUNT` repeat a run of the mutants, and `SOAK` says how many requests a soak sends.
  *

@@ -33,6 +33,7 @@ const PROGRAMS = [
   "caddy",
   "wrk",
   "slowhttptest",
+  "java",
 ];
 
 interface Behaviour {
