@@ -89,7 +89,8 @@ for (const form of FORMS.filter(({ isImage }) => isImage)) { // an emulated one 
 function taskOnTerminal(keys: string): Form {
   const task: Form = {
     ...SOURCE,
-    command: () => Promise.resolve([`${Deno.execPath()} task start`, "/dev/null"]),
+    // `exec`, since `script` runs a shell, and one that stays would get the keys too
+    command: () => Promise.resolve([`exec ${Deno.execPath()} task start`, "/dev/null"]),
   };
   return wrapForm(task, ["sh", "-c", `exec script --quiet --return --command "$0" "$1" <>${keys}`]);
 }
