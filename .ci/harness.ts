@@ -193,10 +193,11 @@ export function docker(...args: string[]): Promise<string> {
  */
 export async function runTool(file: string, input: unknown): Promise<string | undefined> {
   const flags = ["--quiet", "--no-config", "--frozen", `--lock=${pathOf(".ci/deno.lock")}`];
-  const { code, stderr } = await runProgram([Deno.execPath(), "cache", ...flags, file]);
-  if (code !== 0 && stderr.includes("error sending request")) return;
-  const run = [Deno.execPath(), "run", "--check", "--allow-all", ...flags, file];
-  return await readOutput(run, { input: JSON.stringify(input) });
+  const command = [Deno.execPath(), "run", "--check", "--allow-all", ...flags, file];
+  const { code, stdout, stderr } = await runProgram(command, { input: JSON.stringify(input) });
+  if (code === 0) return stdout.trim();
+  if (stderr.includes("error sending request")) return undefined;
+  throw new Error(`${file}: exit code ${code}: ${stderr}`);
 }
 
 /** Says that a part of a test is left out, and why. */
@@ -237,6 +238,7 @@ export async function inspect(what: string, name: string) {
 export interface Form {
   readonly name: string;
   readonly isImage: boolean;
+  readonly isEmulated?: boolean;
   /** Program and arguments that run it with these variables and limits. */
   command(env: Record<string, string>, container: string, limits: Limits): Promise<string[]>;
 }
@@ -329,11 +331,20 @@ export const FORMS = [
   ...(IMAGE ? [makeImageForm("image", IMAGE, MEMORY)] : []),
 ];
 
-/** The forms that are held to the contract alone: emulation takes time, and memory beyond any limit. */
-export const CONTRACT_FORMS = [
+/** The forms that are held to the contract: emulation takes time, and memory beyond any limit. */
+export const CONTRACT_FORMS: Form[] = [
   ...FORMS,
-  ...(ARM64_IMAGE ? [makeImageForm("arm64 image", ARM64_IMAGE, () => ["--platform", "linux/arm64"])] : []),
+  ...(ARM64_IMAGE ? [makeEmulatedForm("arm64 image", ARM64_IMAGE, "linux/arm64")] : []),
 ];
+
+function makeEmulatedForm(name: string, image: string, platform: string): Form {
+  return { ...makeImageForm(name, image, () => ["--platform", platform]), isEmulated: true };
+}
+
+/** Why a test with many runs is left out; nothing where it is not. */
+export function findSlowness({ isEmulated }: Form): string | undefined {
+  return isEmulated ? "emulation takes time, and the processor makes no difference here" : undefined;
+}
 
 /** The forms that can export telemetry. */
 export const TELEMETRY_FORMS = [
@@ -362,7 +373,7 @@ export function test(
   if (!hasHooks) {
     hasHooks = true;
     Deno.test.beforeAll(() => void startGuard());
-    Deno.test.afterAll(endGuard);
+    Deno.test.afterAll(() => endShared().finally(endGuard));
   }
   const reason = reasons.find(Boolean);
   Deno.test({
@@ -573,6 +584,21 @@ export async function start(
     await run[Symbol.asyncDispose]();
     throw error;
   }
+}
+
+const shared = new Map<Form, Promise<RunningService>>();
+
+/** A service of this form, without variables, for all tests of a file that leave it as it is. */
+export async function share(form: Form): Promise<RunningService> {
+  if (!shared.has(form)) shared.set(form, start(form));
+  const service = await shared.get(form)!;
+  runs.push(service);
+  return service;
+}
+
+async function endShared() {
+  for (const service of shared.values()) await (await service)[Symbol.asyncDispose]();
+  shared.clear();
 }
 
 /** What a process holds, from /proc. */

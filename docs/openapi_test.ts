@@ -121,11 +121,11 @@ for (const form of FORMS) {
       );
     assertEquals([...seen].toSorted(), promised.toSorted(), "all that is documented was seen");
 
-    const problems = await validate(values);
-    const refusals = await validate(spoilt);
-    if (!problems || !refusals) return await leaveOut(context, CANNOT_VALIDATE);
-    assertEquals(problems, []);
-    assertAllRefused(spoilt, refusals);
+    const problems = await validate([...values, ...spoilt]);
+    if (!problems) return await leaveOut(context, CANNOT_VALIDATE);
+    const isSpoilt = (problem: string) => /^\d/.test(problem);
+    assertEquals(problems.filter((problem) => !isSpoilt(problem)), []);
+    assertAllRefused(spoilt, problems.filter(isSpoilt));
   });
 }
 

@@ -81,7 +81,7 @@ for (const form of FORMS) {
 
   test("it says once that it cannot accept connections, tries on, and says once that it can", async () => {
     await using service = await startWithoutListener(form);
-    await watchIdle(service, 2000);
+    await watchIdle(service, 1000);
     await setDescriptors(service, 1024);
     await service.waitForOutput(/accepting connections again/);
     assertEquals((await probe(service.port)).status, 200);
