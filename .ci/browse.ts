@@ -38,7 +38,7 @@ function readPage() {
       term.nextElementSibling?.textContent,
     ]),
     banner: banner && { text: banner.textContent, color: getComputedStyle(banner).backgroundColor },
-    icon: document.querySelector<HTMLLinkElement>("link[rel=icon]")?.href,
+    iconUrl: document.querySelector<HTMLLinkElement>("link[rel=icon]")?.href,
   };
 }
 
@@ -79,14 +79,14 @@ function findPale(): string[] {
   }).map(({ localName, textContent }) => `<${localName}> ${textContent?.trim().slice(0, 30)} is too pale`);
 }
 
-/** The pixel at the top left of a picture, as red, green, blue. */
-async function readFirstPixel(png: string) {
+/** A pixel of a picture, near its top left, as red, green, blue. */
+async function readPixel(url: string) {
   const picture = new Image();
-  picture.src = `data:image/png;base64,${png}`;
+  picture.src = url;
   await picture.decode();
   const context = document.createElement("canvas").getContext("2d")!;
   context.drawImage(picture, 0, 0);
-  return [...context.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  return [...context.getImageData(8, 8, 1, 1).data].slice(0, 3);
 }
 
 const { executablePath, folder, exitScript, visits }: Input = await new Response(Deno.stdin.readable).json();
@@ -134,7 +134,8 @@ try {
       barriers,
       rules: passes.length,
       sheets,
-      firstPixel: await blank.evaluate(readFirstPixel, png),
+      pixel: await blank.evaluate(readPixel, `data:image/png;base64,${png}`),
+      iconPixel: view.iconUrl ? await blank.evaluate(readPixel, view.iconUrl) : [],
       complaints,
     });
     await page.close();

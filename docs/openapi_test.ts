@@ -1,5 +1,6 @@
 /** The proof of `openapi.json`: answers are as it says, its examples too, and there is nothing else. */
 import { assert, assertEquals } from "@std/assert";
+import { createClock } from "../main.ts";
 import {
   BAD_HOSTS,
   bindTest,
@@ -196,16 +197,25 @@ test("every example is as its schema says, and a schema refuses what is almost a
     }
   }
   const information = OPENAPI.components.examples.Information.value;
+  const change = (part: string, name: string, value: string): Check => ({
+    schema: { $ref: "#/components/schemas/Information" },
+    value: { ...information, [part]: { ...information[part], [name]: value } },
+    about: value,
+  });
+  good.push(
+    change("request", "client_ip", "2001:db8::7"),
+    change("system", "platform", "Darwin"),
+    change("system", "platform", "Windows"),
+    change("system", "architecture", "aarch64"),
+  );
+  for (const minutes of [...Array(120).keys(), 660, 2940]) {
+    const { uptime_human } = createClock(undefined, () => minutes * 60_000).now();
+    good.push(change("runtime", "uptime_human", uptime_human));
+  }
   for (
-    const [part, name, value] of [
-      ["request", "client_ip", "2001:db8::7"],
-      ["system", "platform", "Darwin"],
-      ["system", "platform", "Windows"],
-      ["system", "architecture", "aarch64"],
-    ] as const
+    const time of ["1 hours, 0 minutes", "01 hours, 0 minutes", "0 hours, 1 minutes", "0 hours, 60 minutes"]
   ) {
-    const other = { ...information, [part]: { ...information[part], [name]: value } };
-    good.push({ schema: { $ref: "#/components/schemas/Information" }, value: other, about: value });
+    bad.push(change("runtime", "uptime_human", time));
   }
   const { 200: healthy, 503: others } = OPENAPI.paths["/health"].get.responses;
   for (const [one, other] of [[healthy, others], [others, healthy]]) {

@@ -7,13 +7,16 @@ import {
   formatRequest,
   FORMS,
   lacks,
+  leaveOut,
   probe,
   readOutput,
   readResources,
   type RunningService,
+  runProgram,
   sleep,
   start,
   waitUntil,
+  wrapForm,
 } from "../.ci/harness.ts";
 
 const lacksProc = Deno.build.os !== "linux" && "needs /proc";
@@ -116,6 +119,31 @@ for (const form of FORMS) {
     assertMatch(service.stderr, /^cannot listen on 127\.0\.0\.1 port \d+: .*in use.*\n$/);
     assertEquals(service.lines.map(({ msg }) => msg), ["listening", "cannot accept connections"]);
   }, ...reasons);
+
+  /** The form whose second try to accept fails with this error of the kernel. */
+  const failToAccept = (error: string) => {
+    const trace = ["-e", "trace=accept4", "-e", `inject=accept4:error=${error}:when=2`];
+    return wrapForm(form, ["strace", "-D", "-f", "-qq", "-o", "/dev/null", ...trace]);
+  };
+
+  test(
+    "descriptors of the whole machine may run out as well; any other failure ends it",
+    async (context) => {
+      const { code } = await runProgram(["strace", "-o", "/dev/null", "true"]);
+      if (code !== 0) return await leaveOut(context, "strace may not trace");
+      await using service = await start(failToAccept("ENFILE"));
+      await probe(service.port).catch(() => {});
+      await service.waitForOutput(/accepting connections again/);
+      assertEquals((await probe(service.port)).status, 200);
+
+      await using ended = await start(failToAccept("ENOMEM"));
+      await probe(ended.port).catch(() => {});
+      assertEquals(await ended.waitForCode(), 1);
+      assertMatch(ended.stderr, /^cannot listen on 127\.0\.0\.1 port 0: .*os error 12.*\n$/);
+    },
+    form.isImage && "strace is not inside the container",
+    lacks("strace"),
+  );
 
   test("a stop while descriptors are out ends in order", async () => {
     await using service = await startWithoutListener(form);

@@ -164,6 +164,10 @@ test("the probes tell a drain from sickness, and the grace period is above drain
     assert(probe.timeoutSeconds >= 2, "a busy machine is not sick");
   }
   const until = (probe: Node) => probe.periodSeconds * probe.failureThreshold;
+  const said = /after (\d+) s the Service excludes[^]*? after (\d+) s the pod is restarted/.exec(
+    readText(MANIFESTS),
+  )!;
+  assertEquals(said.slice(1).map(Number), [readinessProbe, livenessProbe].map(until), "the comment");
   assertGreater(until(livenessProbe), config.DRAIN_SECONDS, "a drain must not look like sickness");
   assertLess(until(readinessProbe), until(livenessProbe), "out of the way before it is restarted");
   assertGreaterOrEqual(until(startupProbe), 30, "time to start");
