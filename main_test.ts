@@ -42,6 +42,7 @@ import {
   sleep,
   SOURCE,
   start,
+  waitFor,
   waitUntil,
   wrapForm,
 } from "./.ci/harness.ts";
@@ -447,7 +448,8 @@ async function runMain(args: string[], env: Record<string, string> | Error = {},
     if (env instanceof Error) throw env;
     return env[name];
   };
-  const code = await main(args, { env: { get }, stdout: writer("stdout"), stderr: writer("stderr") });
+  const end = main(args, { env: { get }, stdout: writer("stdout"), stderr: writer("stderr") });
+  const code = await waitFor(end, "the end: it serves");
   return { code, ...written };
 }
 

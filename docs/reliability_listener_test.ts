@@ -1,5 +1,5 @@
 /** The proof of what `reliability.md` says of descriptors that run out, and of the port meanwhile. */
-import { assertEquals, assertLess, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertLess, assertMatch } from "@std/assert";
 import {
   bindTest,
   connect,
@@ -120,9 +120,12 @@ for (const form of FORMS) {
     assertEquals(service.lines.map(({ msg }) => msg), ["listening", "cannot accept connections"]);
   }, ...reasons);
 
-  /** The form whose second try to accept fails with this error of the kernel. */
+  /** The form where the kernel refuses to accept once, and then to open the port five times. */
   const failToAccept = (error: string) => {
-    const trace = ["-e", "trace=accept4", "-e", `inject=accept4:error=${error}:when=2`];
+    const faults = [`accept4:error=${error}:when=2`, `bind:error=${error}:when=2..6`];
+    const trace = ["trace=accept4,bind", ...faults.map((fault) => `inject=${fault}`)].flatMap((
+      e,
+    ) => ["-e", e]);
     return wrapForm(form, ["strace", "-D", "-f", "-qq", "-o", "/dev/null", ...trace]);
   };
 
@@ -135,6 +138,9 @@ for (const form of FORMS) {
       await probe(service.port).catch(() => {});
       await service.waitForOutput(/accepting connections again/);
       assertEquals((await probe(service.port)).status, 200);
+      const [, failed, again] = service.lines.map(({ time }) => Date.parse(String(time)));
+      const seconds = (again! - failed!) / 1000; // for six tries, five of them a second
+      assert(seconds > 0.6 && seconds < 6, `${seconds} s`);
 
       await using ended = await start(failToAccept("ENOMEM"));
       await probe(ended.port).catch(() => {});

@@ -174,6 +174,9 @@ test(
     await using drill = await start(SOURCE);
     drill.kill("SIGUSR2");
     await drill.waitForOutput(/switched by hand/);
+    await using drain = await start(SOURCE, { DRAIN_SECONDS: "300" });
+    drain.kill("SIGTERM");
+    await drain.waitForOutput(/"msg":"draining"/);
     const agents = HOSTILE_AGENTS.toReversed();
     const more: Visit[] = [
       ...[390, 768].map((width) => ({ url, width })),
@@ -189,12 +192,12 @@ test(
       { url, width: 320, textSize: 200, userAgent: "x".repeat(1000) },
       ...(IS_FULL ? more : []),
     ];
-    const others = [drill.url, `${url}/${"x".repeat(500)}`].map((url) => ({ url, width: 320 }));
+    const others = [drill.url, drain.url, `${url}/${"x".repeat(500)}`].map((url) => ({ url, width: 320 }));
     const views = await browse([...healthy, ...others]);
     if (!views) return await leaveOut(context, CANNOT_DRIVE);
     const seen = views.slice(0, healthy.length);
     const [light, dark] = seen as [View, ...View[]];
-    const [sick, lost] = views.slice(healthy.length) as [View, View];
+    const [sick, last, lost] = views.slice(healthy.length) as [View, View, View];
     for (const { complaints, broken, barriers, rules, title } of views) {
       // Chromium reports every 404
       const others = complaints.filter((text) => !(title.includes("Not found") && / 404 /.test(text)));
@@ -214,8 +217,9 @@ test(
     for (const agent of IS_FULL ? agents : agents.slice(0, 1)) assert(shown.includes(agent), agent);
 
     assertMatch(sick.banner!.text, /^✗ Unhealthy\. /);
-    assertEquals(new Set([light, sick, lost].map(({ banner }) => banner?.color)).size, 3, "three colours");
-    for (const { iconPixel, banner } of [light, sick, lost]) {
+    const states = [light, sick, last, lost];
+    assertEquals(new Set(states.map(({ banner }) => banner?.color)).size, 4, "four colours");
+    for (const { iconPixel, banner } of states) {
       assertEquals(`rgb(${iconPixel.join(", ")})`, banner?.color, "the icon's colour");
     }
   },
