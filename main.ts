@@ -499,7 +499,7 @@ function listenForStop(service: Service): Promise<void> {
       const time = clock.monotonic();
       const isRepeated = signal === last.signal && time - last.time < REPEATED_SIGNAL_MILLISECONDS;
       last = { signal, time };
-      if (isRepeated) return; // at Ctrl+C the terminal and `deno task` both send the signal
+      if (isRepeated || Deno.exitCode !== 0) return; // at Ctrl+C both the terminal and `deno task` send it
       if (service.status !== "draining") {
         service.status = "draining";
         log.write("info", "draining", { signal, seconds: config.DRAIN_SECONDS });

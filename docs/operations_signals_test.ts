@@ -23,6 +23,15 @@ const FORCED = "ended at once by a second signal";
 for (const form of FORMS) {
   const test = bindTest(form);
 
+  test("a third signal changes nothing", async () => {
+    await using service = await start(form, { DRAIN_SECONDS: "300" });
+    service.kill("SIGTERM");
+    await service.waitForOutput(/draining/);
+    for (const signal of ["SIGINT", "SIGTERM"] as const) service.kill(signal);
+    assertEquals(await service.waitForCode(), 130); // the kernel delivers the lower number first
+    assertEquals(service.lines.map(({ msg }) => msg), ["listening", "draining", FORCED]);
+  });
+
   test("two signals in one moment end it at once, and the log says both", async () => {
     for (const signals of [["SIGTERM", "SIGINT"], ["SIGINT", "SIGTERM"]] as const) {
       for (let n = 0; n < 3; n++) {
