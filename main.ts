@@ -1,5 +1,5 @@
 /**
- * The DevOps Info Service: `GET /` says what it is and where it runs, `GET /health` whether it is well.
+ * The DevOps Info Service: `GET /` says what it is and where it runs, `GET /health` whether it is healthy.
  *
  * A request takes this path: `Deno.serve` → {@linkcode handle} → `answer` → `respond`. Data flows one way:
  * environment → {@linkcode Config} → {@linkcode Service} → facts → `Response`.
@@ -18,7 +18,7 @@ const ABOUT = {
   description: "DevOps course info service",
   framework: "Deno.serve",
 };
-const ENDPOINTS = [
+const ROUTES = [
   { path: "/", method: "GET", description: "Service information" },
   { path: "/health", method: "GET", description: "Health check" },
 ];
@@ -30,7 +30,7 @@ function collectFacts(exchange: Exchange) {
   const { service: { system, clock }, path } = exchange;
   // HEAD needs the length of GET's answer
   const request = { ...findClient(exchange), method: "GET", path };
-  return { service: ABOUT, system, runtime: clock.now(), request, endpoints: ENDPOINTS };
+  return { service: ABOUT, system, runtime: clock.now(), request, endpoints: ROUTES };
 }
 
 function readSystem() {
@@ -46,8 +46,8 @@ function readSystem() {
 }
 
 /**
- * Tells the monotonic time, and the time as the facts have it. The second is kept for a millisecond, since
- * formatting it is slow. Both sources give milliseconds: `wall` may jump, `monotonic` never does.
+ * Gives the monotonic time and, by `now`, the facts about time. These are kept for a millisecond, since
+ * formatting is slow. Both sources give milliseconds: `wall` may jump, `monotonic` never does.
  */
 export function createClock(wall = Date.now, monotonic = () => performance.now()) {
   let millisecond = -1;
@@ -102,36 +102,36 @@ export function parseConfig(env: Pick<Deno.Env, "get">, isTerminal: boolean): Co
     const text = readVariable(env, name);
     if (!text) return [name, isTerminal && name === "LOG_FORMAT" ? "text" : fallback];
     const value = parse(text);
-    if (value === undefined) problems.push(`${name}=${printable(text)}: allowed is ${allowed}`);
+    if (value === undefined) problems.push(`${name}=${stringifySafely(text)}: allowed is ${allowed}`);
     return [name, value];
   });
   for (const [name, ours] of Object.entries(BYPASSES)) {
     const text = readVariable(env, name);
-    if (text) problems.push(`${name}=${printable(text)}: not allowed, use ${ours} instead`);
+    if (text) problems.push(`${name}=${stringifySafely(text)}: not allowed, use ${ours} instead`);
   }
   if (problems.length > 0) throw new RangeError(problems.join("\n"));
   return Object.fromEntries(entries);
 }
 
 const VARIABLES = {
-  HOST: oneOf("address to listen on", "0.0.0.0", ["0.0.0.0", "::", "127.0.0.1", "::1", "localhost"]),
-  PORT: wholeNumber("port to listen on; 0 picks and logs a free one, without --health", 5000, 65535),
-  LOG_LEVEL: oneOf("minimum level to log", "info", ["debug", "info", "warn", "error"]),
-  LOG_FORMAT: oneOf("form of a log line; text on a terminal", "json", ["json", "text"]),
-  TRUST_PROXY: wholeNumber("exact number of proxies in front that append to X-Forwarded-For", 0, 16),
-  DRAIN_SECONDS: wholeNumber("seconds to keep serving after SIGTERM while /health answers 503", 0, 300),
-  SHUTDOWN_SECONDS: wholeNumber("seconds that running requests then have to finish", 8, 300),
+  HOST: allowOneOf("address to listen on", "0.0.0.0", ["0.0.0.0", "::", "127.0.0.1", "::1", "localhost"]),
+  PORT: allowWholeNumber("port to listen on; 0 picks and logs a free one, without --health", 5000, 65535),
+  LOG_LEVEL: allowOneOf("minimum level to log", "info", ["debug", "info", "warn", "error"]),
+  LOG_FORMAT: allowOneOf("form of a log line; text on a terminal", "json", ["json", "text"]),
+  TRUST_PROXY: allowWholeNumber("exact number of proxies in front that append to X-Forwarded-For", 0, 16),
+  DRAIN_SECONDS: allowWholeNumber("seconds to keep serving after SIGTERM while /health answers 503", 0, 300),
+  SHUTDOWN_SECONDS: allowWholeNumber("seconds that running requests then have to finish", 8, 300),
 };
 
 /** Deno's own variables that would bypass ours. */
 const BYPASSES = { DENO_SERVE_ADDRESS: "HOST and PORT", DENO_TRUST_PROXY_HEADERS: "TRUST_PROXY" };
 
-function oneOf<T extends string>(help: string, fallback: NoInfer<T>, values: T[]) {
+function allowOneOf<T extends string>(help: string, fallback: NoInfer<T>, values: T[]) {
   const parse = (text: string) => values.find((value) => value === text);
   return { help, fallback, allowed: values.join(", "), parse };
 }
 
-function wholeNumber(help: string, fallback: number, max: number) {
+function allowWholeNumber(help: string, fallback: number, max: number) {
   const parse = (text: string) => /^\d{1,5}$/.test(text) && Number(text) <= max ? Number(text) : undefined;
   return { help, fallback, allowed: `a whole number from 0 to ${max}`, parse };
 }
@@ -195,7 +195,7 @@ function answer(exchange: Exchange): Response {
   const { service: { status }, request, path } = exchange;
   const { method, headers, url } = request;
   if (!isHost(headers.get("host"))) return refuse(exchange, STATUS_CODE.BadRequest, "Host is not valid");
-  const isEndpoint = ENDPOINTS.some((endpoint) => endpoint.path === path);
+  const isEndpoint = ROUTES.some((route) => route.path === path);
   const hasOptions = isEndpoint || path === "/*"; // Deno shows * as /*
   if (method === "OPTIONS" && hasOptions) return respond(exchange, STATUS_CODE.NoContent, null, ALLOW);
   const isRead = method === "GET" || method === "HEAD";
@@ -206,7 +206,7 @@ function answer(exchange: Exchange): Response {
   const isShort = (headers.get("accept") ?? "").length < 1000; // `accepts` is slow on a long one
   if (isRead && isShort && accepts(request, "application/json", "text/html") === "text/html") {
     const page = renderPage(collectFacts(exchange), isEndpoint ? status : "not_found", url);
-    return respond(exchange, isEndpoint ? STATUS_CODE.OK : STATUS_CODE.NotFound, page, PAGE_TYPE);
+    return respond(exchange, isEndpoint ? STATUS_CODE.OK : STATUS_CODE.NotFound, page, PAGE_HEADERS);
   }
   if (!isEndpoint) return refuse(exchange, STATUS_CODE.NotFound, "Endpoint does not exist", VARY);
   return respond(exchange, STATUS_CODE.OK, renderJson(collectFacts(exchange)), { ...JSON_TYPE, ...VARY });
@@ -263,7 +263,7 @@ function findClient(exchange: Exchange) {
   };
 }
 
-/** With N proxies in front, the Nth address from the right. Clients can forge what is left of it. */
+/** With N proxies in front, the Nth address from the right. Clients can forge the addresses before it. */
 function findForwarded(headers: Headers, proxies: number): string | undefined {
   const address = proxies > 0 && headers.get("x-forwarded-for")?.split(",").at(-proxies)?.trim();
   if (!address) return undefined;
@@ -282,6 +282,56 @@ function normalizeIpv6(text: string): string | undefined {
 }
 
 // ---- Page ----
+
+function renderPage(facts: Facts, state: keyof typeof BANNERS, url: string): string {
+  const { service: { name, description, ...software }, system, runtime, request, endpoints } = facts;
+  const { hostname, ...machine } = system;
+  const { uptime_human, current_time, timezone } = runtime;
+  const { mark, color, text } = BANNERS[state];
+  const icon = `<svg xmlns="http://www.w3.org/2000/svg"><circle cx="8" cy="8" r="8" fill="${color}"/></svg>`;
+  const rows = endpoints.map(({ path, method, description }) =>
+    `<tr><td><a href="${path}">${path}</a></td><td>${method}</td><td>${description}</td></tr>`
+  );
+  const encodeUnit = (unit: string) => `%${unit.charCodeAt(0).toString(16)}`;
+  const origin = url.split("/", 3).join("/").replace(/[^\w.~:/%[\]-]/g, encodeUnit); // safe in a shell
+  return `<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="description" content="${escapeHtml(description)}">
+<title>${mark} ${escapeHtml(name)}: ${makeLabel(state)}</title>
+<link rel="icon" href="data:image/svg+xml,${encodeURIComponent(icon)}">
+<style>${STYLE}</style>
+<header>
+<hgroup><h1>${escapeHtml(name)}</h1><p>${escapeHtml(description)}</p></hgroup>
+<p class="banner ${state}"><strong>${mark} ${makeLabel(state)}.</strong> ${text}</p>
+</header>
+<main>
+${renderSection(["service", { hostname, uptime_human, ...software }])}
+<section><h2>Endpoints</h2>
+<table><tr><th>Path</th><th>Method</th><th>Description</th></tr>${rows.join("")}</table>
+<p>As JSON: <code>curl "${origin}/"</code></p></section>
+${Object.entries({ system: machine, request }).map(renderSection).join("\n")}
+</main>
+<footer>Made at <time datetime="${current_time}">${current_time.slice(0, 19).replace("T", " ")}</time> \
+${timezone}. Reload to renew it. The tooltip of a label is its JSON key.</footer>
+`;
+}
+
+function renderSection([name, facts]: [string, object]): string {
+  const rows = Object.entries(facts).map(([key, value]) =>
+    `<div><dt title="${key}">${makeLabel(key)}</dt><dd>${escapeHtml(value)}</dd></div>`
+  );
+  return `<section><h2>${makeLabel(name)}</h2><dl>${rows.join("\n")}</dl></section>`;
+}
+
+function makeLabel(key: string): string {
+  return LABELS[key] ?? key.charAt(0).toUpperCase() + key.slice(1).replaceAll("_", " ");
+}
+
+function escapeHtml(text: unknown): string {
+  return String(text).replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
+}
 
 const BANNERS = {
   healthy: { mark: "✓", color: "#186a3b", text: "/health answers 200." },
@@ -306,62 +356,13 @@ th, td { flex: 0 1 5rem; padding: 0; text-align: left }
 dd, :is(th, td):last-child { flex: 1 1 10rem }
 dt, th, footer { font-weight: normal; opacity: .75 }`;
 const STYLE_HASH = new Uint8Array(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(STYLE)));
-const PAGE_TYPE: Fields = {
+const PAGE_HEADERS: Fields = {
   "content-type": "text/html; charset=utf-8",
   "content-security-policy": `default-src 'none'; style-src 'sha256-${STYLE_HASH.toBase64()}'; ` +
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
   "referrer-policy": "no-referrer",
   ...VARY,
 };
-
-function renderPage(facts: Facts, state: keyof typeof BANNERS, url: string): string {
-  const { service: { name, description, ...about }, system, runtime, endpoints, ...others } = facts;
-  const { hostname, ...machine } = system;
-  const { uptime_human, current_time, timezone } = runtime;
-  const { mark, color, text } = BANNERS[state];
-  const icon = `<svg xmlns="http://www.w3.org/2000/svg"><circle cx="8" cy="8" r="8" fill="${color}"/></svg>`;
-  const rows = endpoints.map(({ path, method, description }) =>
-    `<tr><td><a href="${path}">${path}</a></td><td>${method}</td><td>${description}</td></tr>`
-  );
-  const [origin] = /^\w+:..[\w.:%[\]-]*/.exec(url) ?? []; // only characters that are safe in a shell
-  return `<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="description" content="${escapeHtml(description)}">
-<title>${mark} ${escapeHtml(name)}: ${makeLabel(state)}</title>
-<link rel="icon" href="data:image/svg+xml,${encodeURIComponent(icon)}">
-<style>${STYLE}</style>
-<header>
-<hgroup><h1>${escapeHtml(name)}</h1><p>${escapeHtml(description)}</p></hgroup>
-<p class="banner ${state}"><strong>${mark} ${makeLabel(state)}.</strong> ${text}</p>
-</header>
-<main>
-${renderSection(["service", { hostname, uptime_human, ...about }])}
-<section><h2>Endpoints</h2>
-<table><tr><th>Path</th><th>Method</th><th>Description</th></tr>${rows.join("")}</table>
-<p>As JSON: <code>curl "${origin}/"</code></p></section>
-${Object.entries({ system: machine, ...others }).map(renderSection).join("\n")}
-</main>
-<footer>Made at <time datetime="${current_time}">${current_time.slice(0, 19).replace("T", " ")}</time> \
-${timezone}. Reload to renew it. The tooltip of a label is its JSON key.</footer>
-`;
-}
-
-function renderSection([name, facts]: [string, object]): string {
-  const rows = Object.entries(facts).map(([key, value]) =>
-    `<div><dt title="${key}">${makeLabel(key)}</dt><dd>${escapeHtml(value)}</dd></div>`
-  );
-  return `<section><h2>${makeLabel(name)}</h2><dl>${rows.join("\n")}</dl></section>`;
-}
-
-function makeLabel(key: string): string {
-  return LABELS[key] ?? key.charAt(0).toUpperCase() + key.slice(1).replaceAll("_", " ");
-}
-
-function escapeHtml(text: unknown): string {
-  return String(text).replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
-}
 
 // ---- Logs ----
 
@@ -379,7 +380,7 @@ export function createLogger(config: Config, clock: Clock, sink: Output["write"]
   /** Ask this first: building a line costs time. */
   const writes = (level: Level) => SEVERITY[level] >= SEVERITY[config.LOG_LEVEL];
   /** Waits until all lines are written, at most so many milliseconds. */
-  const flush = (milliseconds: number) => within(milliseconds, writing ?? Promise.resolve());
+  const flush = (milliseconds: number) => waitAtMost(milliseconds, writing ?? Promise.resolve());
 
   /** Never waits, never throws. `msg` is a constant text; `fields` has the values. */
   const write = (level: Level, msg: string, fields: object = {}) => {
@@ -393,8 +394,8 @@ export function createLogger(config: Config, clock: Clock, sink: Output["write"]
 
   const format = (level: Level, msg: string, fields: object) => {
     const time = clock.now().current_time;
-    if (config.LOG_FORMAT === "json") return printable({ time, level, msg, ...fields });
-    const show = (value: unknown) => /^[\w.:/-]+$/.test(`${value}`) ? value : printable(value);
+    if (config.LOG_FORMAT === "json") return stringifySafely({ time, level, msg, ...fields });
+    const show = (value: unknown) => /^[\w.:/-]+$/.test(`${value}`) ? value : stringifySafely(value);
     const pairs = Object.entries(fields).map(([key, value]) => ` ${key}=${show(value)}`);
     return `${time} ${level.toUpperCase().padEnd(5)} ${msg}${pairs.join("")}`;
   };
@@ -435,7 +436,7 @@ const BATCH_MILLISECONDS = 10;
 const RETRY_MILLISECONDS = 100;
 
 /** JSON that is safe in a log line and on a terminal: control and format characters are escaped. */
-function printable(value: unknown): string {
+function stringifySafely(value: unknown): string {
   const json = JSON.stringify(value);
   if (/^[ -~]*$/.test(json)) return json; // most lines are ASCII
   const escapeUnit = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
@@ -457,7 +458,7 @@ function sleep(milliseconds: number): Promise<void> {
 }
 
 /** Resolves with the promise's value, or with undefined after so many milliseconds. */
-async function within<T>(milliseconds: number, promise: Promise<T>): Promise<T | undefined> {
+async function waitAtMost<T>(milliseconds: number, promise: Promise<T>): Promise<T | undefined> {
   const { promise: late, resolve } = Promise.withResolvers<undefined>();
   const timer = setTimeout(() => resolve(undefined), milliseconds);
   return await Promise.race([promise, late]).finally(() => clearTimeout(timer));
@@ -474,7 +475,7 @@ async function serve(config: Config, { stdout, stderr }: Outside): Promise<numbe
   try {
     const listener = openListener(service);
     await Promise.race([listener.lost, stopSignal.then(() => sleep(config.DRAIN_SECONDS * 1000))]);
-    const isInTime = await within(config.SHUTDOWN_SECONDS * 1000, listener.close().then(() => true));
+    const isInTime = await waitAtMost(config.SHUTDOWN_SECONDS * 1000, listener.stop().then(() => true));
     log.write(isInTime ? "info" : "warn", isInTime ? "stopped" : "stopped before all requests were finished");
     return isInTime ? 0 : 1;
   } catch (error) {
@@ -498,14 +499,14 @@ function listenForStop(service: Service): Promise<void> {
     Deno.addSignalListener(signal as Deno.Signal, async () => {
       const time = clock.monotonic();
       const isRepeated = signal === last.signal && time - last.time < REPEATED_SIGNAL_MILLISECONDS;
-      last = { signal, time };
       if (isRepeated || Deno.exitCode !== 0) return; // at Ctrl+C both the terminal and `deno task` send it
+      last = { signal, time };
       if (service.status !== "draining") {
         service.status = "draining";
         log.write("info", "draining", { signal, seconds: config.DRAIN_SECONDS });
         return resolve();
       }
-      Deno.exitCode = 128 + number; // also if the drain ends meanwhile
+      Deno.exitCode = 128 + number; // even if the drain ends first
       log.write("warn", "ended at once by a second signal", { signal });
       await log.flush(FLUSH_MILLISECONDS.atOnce);
       Deno.exit();
@@ -545,26 +546,19 @@ function openListener(service: Service) {
         if (!/os error (23|24|10024)\b/.test(`${failure}`)) throw failure; // not ENFILE, EMFILE, WSAEMFILE
         await sleep(LISTEN_AGAIN_MILLISECONDS);
         if (isClosing) return;
-        failure = await within(LISTEN_AGAIN_MILLISECONDS, reopen()).catch((error) => error);
+        failure = await waitAtMost(LISTEN_AGAIN_MILLISECONDS, reopen()).catch((error) => error);
       }
       if (!isClosing) log.write("info", "accepting connections again");
     }
   };
-  const close = async () => {
+  const stop = async () => {
     isClosing = true;
     await server?.shutdown();
   };
-  return { lost: keepOpen(), close };
+  return { lost: keepOpen(), stop };
 }
 
 // ---- Probe and command line ----
-
-/** What the command uses of `Deno`. */
-export type Outside = { env: Pick<Deno.Env, "get"> } & Record<"stdout" | "stderr", Output>;
-type Output = Pick<typeof Deno.stdout, "write" | "writeSync" | "isTerminal">;
-
-const USAGE = `Usage: ${ABOUT.name} [--health | --version | --help]`;
-const PROBE_SECONDS = 2;
 
 /** Runs what the arguments ask for: serve, --health, --version or --help. Returns the exit code. */
 export async function main(args: readonly string[], outside: Outside): Promise<number> {
@@ -573,7 +567,7 @@ export async function main(args: readonly string[], outside: Outside): Promise<n
   if (option === "--version") return print(stdout, `${ABOUT.name} ${ABOUT.version}`, 0);
   if (option === "--help") return print(stdout, describeUsage(), 0);
   if (option !== undefined && option !== "--health") {
-    return print(stderr, `${USAGE}, not ${printable(option)}`, 2);
+    return print(stderr, `${USAGE}, not ${stringifySafely(option)}`, 2);
   }
   let config: Config;
   try {
@@ -583,6 +577,13 @@ export async function main(args: readonly string[], outside: Outside): Promise<n
   }
   return option === "--health" ? await probe(config, outside) : await serve(config, outside);
 }
+
+/** The parts of `Deno` that the command uses. */
+export type Outside = { env: Pick<Deno.Env, "get"> } & Record<"stdout" | "stderr", Output>;
+type Output = Pick<typeof Deno.stdout, "write" | "writeSync" | "isTerminal">;
+
+const USAGE = `Usage: ${ABOUT.name} [--health | --version | --help]`;
+const PROBE_SECONDS = 2;
 
 /** Does not use the console, since telemetry may redirect it. Returns the exit code that goes with the text. */
 function print(output: Output, text: string, code: number): number {
@@ -597,16 +598,15 @@ function print(output: Output, text: string, code: number): number {
 async function probe({ HOST, PORT }: Config, { stdout }: Outside): Promise<number> {
   // loopback for a wildcard; a container may have no ::1, and :: takes IPv4 as well
   const hostname = HOST === "0.0.0.0" || HOST === "::" ? "127.0.0.1" : HOST;
-  const late = `no answer within ${PROBE_SECONDS} seconds`;
-  const found = await within(PROBE_SECONDS * 1000, askHealth(hostname, PORT).catch(String)) ?? late;
+  const found = await waitAtMost(PROBE_SECONDS * 1000, askHealth(hostname, PORT).catch(String)) ??
+    `no answer within ${PROBE_SECONDS} seconds`;
   const line = found.replace(/[^\x20-\x7e]+/g, " ").trim().slice(0, 200); // any program may have answered
-  const isHealthy = /^200\b/.test(line);
-  return isHealthy ? print(stdout, line, 0) : print(stdout, `${hostname} port ${PORT}: ${line}`, 1);
+  return /^200\b/.test(line) ? print(stdout, line, 0) : print(stdout, `${hostname} port ${PORT}: ${line}`, 1);
 }
 
 /** Uses a socket: `fetch` would go through `HTTP_PROXY`, and costs more. */
 async function askHealth(hostname: string, port: number): Promise<string> {
-  if (port === 0) return "PORT=0 picked a free port, which --health cannot know";
+  if (port === 0) return "PORT=0 picks a free port, which --health cannot know";
   using connection = await Deno.connect({ hostname, port });
   const request = `GET /health HTTP/1.0\r\nUser-Agent: ${ABOUT.name}/${ABOUT.version}\r\n\r\n`;
   await connection.write(new TextEncoder().encode(request));
@@ -618,11 +618,11 @@ async function askHealth(hostname: string, port: number): Promise<string> {
     text += new TextDecoder().decode(buffer.subarray(0, length));
   }
   const [, code, body = ""] = /^HTTP\/1\.\d (\d{3})\b(?:.*?\r\n\r\n(.*))?/s.exec(text) ?? [];
-  return code ? `${code} ${body}` : `no HTTP: ${text}`;
+  return code ? `${code} ${body}` : `not HTTP: ${text}`;
 }
 
 function describeUsage(): string {
-  const variables = Object.entries(VARIABLES).map(([name, { help, fallback, allowed }]) =>
+  const lines = Object.entries(VARIABLES).map(([name, { help, fallback, allowed }]) =>
     `  ${name.padEnd(18)}${help}\n${" ".repeat(20)}${allowed} (default ${fallback})`
   );
   return `${ABOUT.name} ${ABOUT.version}: ${ABOUT.description}
@@ -634,7 +634,7 @@ ${USAGE}
   --help            print this
 
 Environment:
-${variables.join("\n")}
+${lines.join("\n")}
 
 Signals:
   SIGTERM, SIGINT   drain, shut down, exit; a second one exits at once

@@ -1,6 +1,6 @@
 /**
- * The contract of `main.ts`: configuration, answers, log lines and command line as functions; then the black
- * box, which holds every form of the service to it.
+ * The contract of `main.ts`: configuration, answers and command line as functions; then the black box, which
+ * holds every form of the service to it.
  */
 import {
   assert,
@@ -242,7 +242,7 @@ Deno.test("handle() answers GET / with exactly the agreed keys in their order", 
   );
 });
 
-Deno.test("handle() answers for each service, client and moment anew", async () => {
+Deno.test("handle() makes a new answer for each service, client and millisecond", async () => {
   const read = async (service: Service, agent: string) => {
     const answer = await handle(service, get("/", { "user-agent": agent }), from("::1")).json();
     const { timestamp } = await handle(service, get("/health"), from("::1")).json();
@@ -453,7 +453,7 @@ async function runMain(args: string[], env: Record<string, string> | Error = {},
   return { code, ...written };
 }
 
-Deno.test("main() says what it is, whatever the environment, and needs no reader", async () => {
+Deno.test("main() prints version and help in any environment, even if nobody reads", async () => {
   const version = `devops-info-service ${project.version}`;
   for (const env of [{}, { PORT: "bad" }, new Deno.errors.NotCapable()]) {
     assertEquals(await runMain(["--version"], env), { code: 0, stdout: `${version}\n`, stderr: "" });
@@ -492,7 +492,7 @@ Deno.test("main() refuses any other argument, and names it on one line", async (
   }
 });
 
-Deno.test("main() refuses bad variables, the runtime's that bypass ours too, and gives the real reason", async () => {
+Deno.test("main() refuses Deno's bypassing variables, and names a missing permission", async () => {
   for (const args of [[], ["--health"]]) {
     for (const [name, value, ours] of BYPASSES) {
       const stderr = `${name}="${value}": not allowed, use ${ours} instead\n`;
@@ -561,7 +561,7 @@ for (const form of CONTRACT_FORMS) {
     assertAlmostEquals(runtime.uptime_seconds, later.uptime_seconds, 10);
   });
 
-  test("an answer is of its millisecond, and durations are milliseconds", async () => {
+  test("answers have the current time, and durations are in milliseconds", async () => {
     await using service = await start(form);
     const times = new Set<string>();
     const begun = performance.now();
@@ -686,7 +686,7 @@ for (const form of CONTRACT_FORMS) {
         ["GET", "/", 200],
         ["GET", "/health", 200],
         ["GET", OTHER_PATH, 404],
-        ["POST", "/", 405],
+        ...["POST", "PUT", "PATCH", "TRACE", "CONNECT", "BREW"].map((method) => [method, "/", 405] as const),
         ["DELETE", "/health", 405],
         ["OPTIONS", "/health", 204],
       ] as const
@@ -714,7 +714,7 @@ for (const form of CONTRACT_FORMS) {
     assertEquals((await probe(service.port)).status, 200);
   });
 
-  test("a Host that is no host gets 400 on every route, a valid one or none does not", async () => {
+  test("a malformed Host gets 400 on every route; a valid one or none does not", async () => {
     const service = await share(form);
     for (const host of BAD_HOSTS) {
       for (const target of [...ROUTES, OTHER_PATH]) {
@@ -740,7 +740,7 @@ for (const form of CONTRACT_FORMS) {
     assertEquals(JSON.parse(body).request.user_agent, "unknown");
   });
 
-  test("TRUST_PROXY believes the address that the outermost trusted proxy saw", async () => {
+  test("TRUST_PROXY=N takes the Nth address from the right", async () => {
     const fields = "X-Forwarded-For: 198.51.100.9\r\nX-Forwarded-For: 203.0.113.7\r\n";
     for (
       const [TRUST_PROXY, expected] of [
@@ -887,7 +887,7 @@ for (const form of CONTRACT_FORMS) {
     }
   });
 
-  test("--version needs nobody who takes it", async () => {
+  test("--version exits 0 even if its output cannot be written", async () => {
     const full = wrapForm(form, ["sh", "-c", 'exec "$0" "$@" >/dev/full']);
     await using run = await launch(full, {}, ["--version"]);
     assertEquals([await run.waitForCode(), run.stderr], [0, ""]);

@@ -8,7 +8,7 @@ interface Input {
   readonly executablePath: string;
   /** For all that Chromium writes. */
   readonly folder: string;
-  /** A shell script that ends Chromium is to be here. */
+  /** Where to write a shell script that kills Chromium. */
   readonly exitScript: string;
   readonly visits: {
     readonly url: string;

@@ -147,7 +147,7 @@ export interface Outcome {
 /** Runs a program to its end, whatever the end is. */
 export async function runProgram(command: readonly string[], options: ProgramOptions = {}): Promise<Outcome> {
   const [program, ...args] = command;
-  const { DENO_COVERAGE_DIR: _, ...inherited } = Deno.env.toObject(); // it is the service's coverage that counts
+  const { DENO_COVERAGE_DIR: _, ...inherited } = Deno.env.toObject(); // only the service's coverage counts
   const child = new Deno.Command(program!, {
     args,
     clearEnv: true,
@@ -507,7 +507,7 @@ export class Run implements AsyncDisposable {
     return code;
   }
 
-  /** Ends the service in a way that it cannot notice. */
+  /** Kills the service with SIGKILL. */
   async destroy() {
     if (this.form.isImage) await docker("rm", "--force", this.#container);
     try {

@@ -152,8 +152,6 @@ export interface Http2Request {
   readonly path?: string;
   readonly authority?: string;
   readonly headers?: Record<string, string>;
-  /** Streams to open and reset at once, before the request. */
-  readonly resets?: number;
 }
 
 /**
@@ -163,18 +161,12 @@ export interface Http2Request {
  */
 export async function sendHttp2(
   port: number,
-  { method = "GET", path = "/", authority = `127.0.0.1:${port}`, headers = {}, resets = 0 }: Http2Request =
-    {},
+  { method = "GET", path = "/", authority = `127.0.0.1:${port}`, headers = {} }: Http2Request = {},
 ): Promise<Answer> {
   const session = http2.connect(`http://127.0.0.1:${port}`);
   const { promise, resolve, reject } = Promise.withResolvers<Answer>();
   session.on("error", reject);
   const pseudo = { ":path": path, ":authority": authority };
-  for (let n = 0; n < resets; n++) {
-    const stream = session.request(pseudo);
-    stream.on("error", () => {}); // it is meant to fail
-    stream.close(http2.constants.NGHTTP2_CANCEL);
-  }
   // a CONNECT has no path
   const { ":path": _, ...withoutPath } = pseudo;
   const stream = session.request({

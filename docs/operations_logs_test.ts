@@ -306,7 +306,7 @@ for (const form of FORMS) {
     assertEquals([await quiet.waitForCode(), quiet.stdout], [0, ""]);
   });
 
-  test("LOG_FORMAT=text is the same for eyes; nothing a client sends forges a line", async () => {
+  test("LOG_FORMAT=text has the same fields; no client can forge a line", async () => {
     for (const LOG_FORMAT of ["text", "json"]) {
       await using service = await start(form, { LOG_FORMAT });
       const forged = `x" level=error\x85{"level":"error"}\x9b2J`;

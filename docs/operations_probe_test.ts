@@ -57,10 +57,10 @@ for (const form of FORMS) {
         [["HTTP/1.1 204 No Content\r\n\r\n"], 1, /: 204$/],
         [["HTTP/1.1 302 Found\r\nLocation: /health\r\n\r\n"], 1, /: 302$/],
         [["HTTP/1.1 500 200\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"], 1, /: 500 HTTP/],
-        [["HTTP/1.1 2000 OK\r\n\r\n"], 1, /: no HTTP: /],
-        [["HTTP/2 200\r\n\r\n"], 1, /: no HTTP: /],
-        [["\r\nHTTP/1.1 200 OK\r\n\r\n"], 1, /: no HTTP: /],
-        [[], 1, /: no HTTP:$/],
+        [["HTTP/1.1 2000 OK\r\n\r\n"], 1, /: not HTTP: /],
+        [["HTTP/2 200\r\n\r\n"], 1, /: not HTTP: /],
+        [["\r\nHTTP/1.1 200 OK\r\n\r\n"], 1, /: not HTTP: /],
+        [[], 1, /: not HTTP:$/],
       ] as const
     ) {
       using server = answerBy(parts);
@@ -75,7 +75,7 @@ for (const form of FORMS) {
       const [head, code, line] of [
         [HEAD, 0, /^200( x+)?$/],
         ["HTTP/1.1 500 No\r\n\r\n", 1, / 500( x+)?$/],
-        ["", 1, / no HTTP: x+$/],
+        ["", 1, / not HTTP: x+$/],
       ] as const
     ) {
       using server = answerBy([head], { then: "more" });
@@ -103,7 +103,7 @@ for (const form of FORMS) {
   test("--health says that it cannot know a free port", async () => {
     const { code, line } = await ask(0);
     assertEquals(code, 1);
-    assertMatch(line, /PORT=0 picked a free port, which --health cannot know/);
+    assertMatch(line, /PORT=0 picks a free port, which --health cannot know/);
   });
 }
 

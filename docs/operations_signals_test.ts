@@ -32,6 +32,19 @@ for (const form of FORMS) {
     assertEquals(service.lines.map(({ msg }) => msg), ["listening", "draining", FORCED]);
   });
 
+  test("a key that is held ends it at once", async () => {
+    await using service = await start(form, { DRAIN_SECONDS: "300" });
+    const end = service.waitForCode();
+    let isRunning = true;
+    end.finally(() => isRunning = false);
+    while (isRunning) {
+      service.kill("SIGINT");
+      await Promise.race([end, sleep(30)]);
+    }
+    assertEquals(await end, 130);
+    assertEquals(service.lines.map(({ msg }) => msg), ["listening", "draining", FORCED]);
+  }, form.isImage && "Docker's client gives up at the third signal");
+
   test("two signals in one moment end it at once, and the log says both", async () => {
     for (const signals of [["SIGTERM", "SIGINT"], ["SIGINT", "SIGTERM"]] as const) {
       for (let n = 0; n < 3; n++) {
@@ -51,7 +64,7 @@ for (const form of FORMS) {
     }
   });
 
-  test("the same signal within a moment is the same wish; later it ends it at once", async () => {
+  test("the same signal within 100 ms counts once; later it ends the service at once", async () => {
     await Promise.all((["SIGTERM", "SIGINT"] as const).map(async (signal) => {
       // where the machine is busy, a moment may pass between the two
       const codes: number[] = [];

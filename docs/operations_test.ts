@@ -66,7 +66,7 @@ for (const form of CONTRACT_FORMS) {
     for (
       const [HOST, port, line] of [
         ["0.0.0.0", closed, /^127\.0\.0\.1 port \d+: .*refused/],
-        ["127.0.0.1", other.addr.port, /^127\.0\.0\.1 port \d+: no HTTP: SSH-2\.0 \[2J more$/m],
+        ["127.0.0.1", other.addr.port, /^127\.0\.0\.1 port \d+: not HTTP: SSH-2\.0 \[2J more$/m],
       ] as const
     ) {
       await using run = await launch(form, { HOST, PORT: String(port) }, ["--health"]);
@@ -92,7 +92,7 @@ for (const form of CONTRACT_FORMS) {
     });
   }
 
-  test("while it drains it serves on and closes connections", async () => {
+  test("while draining it answers requests and closes connections", async () => {
     await using service = await start(form, { DRAIN_SECONDS: "300" });
     using early = await connect(service.port);
     await early.send("GET / HTTP/1.1\r\n");
