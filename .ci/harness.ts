@@ -318,11 +318,11 @@ export const SOURCE = makeProcessForm(
 
 const MEMORY = ({ memory = "128m" }: Limits) => ["--memory", memory];
 
-/** The image to test, where one is named. */
+/** The images to test, where they are named. */
 export const IMAGE = Deno.env.get("IMAGE");
+export const ARM64_IMAGE = Deno.env.get("ARM64_IMAGE");
 const EXECUTABLE = Deno.env.get("EXECUTABLE");
 const OTEL_IMAGE = Deno.env.get("OTEL_IMAGE");
-const ARM64_IMAGE = Deno.env.get("ARM64_IMAGE");
 
 /** The forms that are there. */
 export const FORMS = [

@@ -8,6 +8,7 @@ import {
   assertStringIncludes,
 } from "@std/assert";
 import {
+  ARM64_IMAGE,
   docker,
   HARDENED,
   IMAGE,
@@ -195,3 +196,12 @@ for (const [user, host] of [["65532:65532", "0.0.0.0"], ["12345:54321", "::"]] a
     assertEquals(await inspect(".State.ExitCode", name), 0);
   }, lacksImage);
 }
+
+test("arm64 image: docker stop ends it in order", async () => {
+  await using container = await runContainer("--platform", "linux/arm64", ...HARDENED, ARM64_IMAGE!);
+  const readLog = () => docker("logs", container.name);
+  await waitUntil("the start", readLog, (log) => log.includes('"msg":"listening"'));
+  await docker("stop", container.name);
+  assertEquals(await inspect(".State.ExitCode", container.name), 0);
+  assertMatch(await readLog(), /"msg":"stopped"}$/);
+}, !ARM64_IMAGE && "ARM64_IMAGE names none");

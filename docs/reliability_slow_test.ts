@@ -14,7 +14,10 @@ import {
   start,
 } from "../.ci/harness.ts";
 
-/** Requests whose every beginning is not yet a request. */
+/**
+ * Requests whose every beginning is not yet a request. Cut at each byte they cover the fragments of
+ * uNetworking/h1spec, which no package registry has.
+ */
 const WHOLE = [
   formatRequest("/health"),
   formatRequest("/health", { version: "HTTP/1.0", host: "" }),

@@ -94,7 +94,7 @@ func now() string { return time.Now().UTC().Format(rfc3339) }
 
 func answer(w http.ResponseWriter, body any) {
 	header := w.Header()
-	header.Set("Content-Type", "application/json; charset=utf-8")
+	header.Set("Content-Type", "application/json")
 	header.Set("Cache-Control", "no-store")
 	header.Set("X-Content-Type-Options", "nosniff")
 	json.NewEncoder(w).Encode(body)

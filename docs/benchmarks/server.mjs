@@ -23,7 +23,7 @@ const endpoints = [
   { path: "/health", method: "GET", description: "Health check" },
 ];
 const headers = {
-  "content-type": "application/json; charset=utf-8",
+  "content-type": "application/json",
   "cache-control": "no-store",
   "x-content-type-options": "nosniff",
 };

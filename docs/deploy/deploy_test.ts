@@ -38,7 +38,7 @@ function parseVariables(variables: Record<string, string>) {
 }
 
 /** What the service holds after 5,000 half requests, see `reliability.md`. */
-const HELD_MEGABYTES = 226;
+const HELD_MEGABYTES = 223;
 
 // ---- Kubernetes ----
 
@@ -149,7 +149,7 @@ test("the pod has no rights, and room for what the service holds", async (contex
   assertEquals([resources.limits.cpu, resources.requests.cpu], [undefined, "50m"]);
 });
 
-test("the probes tell a drain from sickness, and the grace period is above drain and shutdown", async (context) => {
+test("a sick pod gets no request when it is restarted, and the grace period is above drain and shutdown", async (context) => {
   const [deployment] = await parseYaml(MANIFESTS) ?? [];
   if (!deployment) return await leaveOut(context, CANNOT_PARSE);
   const { containers: [container], terminationGracePeriodSeconds } = deployment.spec.template.spec;
@@ -168,7 +168,6 @@ test("the probes tell a drain from sickness, and the grace period is above drain
     readText(MANIFESTS),
   )!;
   assertEquals(said.slice(1).map(Number), [readinessProbe, livenessProbe].map(until), "the comment");
-  assertGreater(until(livenessProbe), config.DRAIN_SECONDS, "a drain must not look like sickness");
   assertLess(until(readinessProbe), until(livenessProbe), "out of the way before it is restarted");
   assertGreaterOrEqual(until(startupProbe), 30, "time to start");
 });
