@@ -122,10 +122,8 @@ for (const form of FORMS) {
 
   /** The form where the kernel refuses to accept once, and then to open the port five times. */
   const failToAccept = (error: string) => {
-    const faults = [`accept4:error=${error}:when=2`, `bind:error=${error}:when=2..6`];
-    const trace = ["trace=accept4,bind", ...faults.map((fault) => `inject=${fault}`)].flatMap((
-      e,
-    ) => ["-e", e]);
+    const faults = [`inject=accept4:error=${error}:when=2`, `inject=bind:error=${error}:when=2..6`];
+    const trace = ["trace=accept4,bind", ...faults].flatMap((expression) => ["-e", expression]);
     return wrapForm(form, ["strace", "-D", "-f", "-qq", "-o", "/dev/null", ...trace]);
   };
 
