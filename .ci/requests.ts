@@ -261,6 +261,7 @@ export async function isRefused(port: number): Promise<boolean> {
     return false;
   } catch (error) {
     if (error instanceof Deno.errors.ConnectionRefused) return true;
+    if (error instanceof Deno.errors.ConnectionReset) return false; // it closed before it took the connection
     throw error;
   }
 }
