@@ -47,8 +47,8 @@ for (const form of FORMS) {
   };
 
   test("--health goes by the status: 200 and no other", async () => {
-    for (
-      const [parts, code, line] of [
+    await Promise.all(
+      ([
         [[`${HEAD}abc`], 0, /^200 abc$/],
         [[HEAD, "abc"], 0, /^200( abc)?$/],
         [["HTTP/1.0 200 OK\r\n\r\n"], 0, /^200$/],
@@ -61,13 +61,13 @@ for (const form of FORMS) {
         [["HTTP/2 200\r\n\r\n"], 1, /: not HTTP: /],
         [["\r\nHTTP/1.1 200 OK\r\n\r\n"], 1, /: not HTTP: /],
         [[], 1, /: not HTTP:$/],
-      ] as const
-    ) {
-      using server = answerBy(parts);
-      const found = await ask(server.port);
-      assertEquals(found.code, code, `${parts}: ${found.line}`);
-      assertMatch(found.line, line);
-    }
+      ] as const).map(async ([parts, code, line]) => {
+        using server = answerBy(parts);
+        const found = await ask(server.port);
+        assertEquals(found.code, code, `${parts}: ${found.line}`);
+        assertMatch(found.line, line);
+      }),
+    );
   });
 
   test("--health reads a few kB of an endless answer, and its status decides", async () => {
