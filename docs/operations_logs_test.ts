@@ -167,6 +167,28 @@ function fill(log: ReturnType<typeof createLogger>, begin: number, end: number) 
   for (let n = begin; n < end; n++) log.write("info", "x".repeat(500), { n });
 }
 
+Deno.test("createLogger() writes more at once where much was taken, but not after a failed write", async () => {
+  const sizes: number[] = [];
+  let isFull = false;
+  const { log, readLines } = loggerFor((bytes) => {
+    if (isFull) throw new Deno.errors.WouldBlock();
+    sizes.push(bytes.length);
+    return bytes.length;
+  });
+  fill(log, 0, 1000); // some 600 kB
+  await log.flush(20_000);
+  assertLess(sizes.length, 60, "a busy log would wait for each 4 kB");
+  isFull = true;
+  fill(log, 1000, 1001);
+  await log.flush(50);
+  isFull = false;
+  sizes.length = 0;
+  fill(log, 1001, 2000);
+  await log.flush(20_000);
+  assertLessOrEqual(Math.max(...sizes), 4096);
+  assertEquals(readLines().map(({ n }) => n), Array.from({ length: 2000 }, (_, n) => n));
+});
+
 Deno.test("createLogger() drops and counts lines while nobody reads, and says so when somebody does", async () => {
   const reader = Promise.withResolvers<void>();
   const { log, written, readLines } = loggerFor(async (bytes) => {
