@@ -367,7 +367,7 @@ const PAGE_HEADERS = {
 /**
  * Writes a line per event. Lines wait in a queue and are written together, asynchronously. If nobody reads
  * them, lines above the limit are dropped and counted; requests are not affected. `sink` returns how many
- * bytes it wrote. If it throws, it wrote none, and the logger tries again.
+ * bytes it wrote. If it throws, the logger tries again: nothing was written of up to `PIPE_BUFFER` bytes.
  */
 export function createLogger(config: Config, clock: Clock, sink: Output["write"], telemetry?: Telemetry) {
   let queue = "";
@@ -433,7 +433,7 @@ type Telemetry = (level: Level, line: string) => void;
 const SEVERITY = { debug: 0, info: 1, warn: 2, error: 3 };
 const MAX_WAITING = 1024 * 1024;
 const PIPE_BUFFER = 4096; // what a non-blocking pipe takes whole, or not at all: PIPE_BUF of Linux
-const PIPE_SIZE = 65536; // who has taken twice as much reads, and gets more at once, which is faster
+const PIPE_SIZE = 65536; // a reader that has taken twice as much gets all at once, which is faster
 const BATCH_MILLISECONDS = 10;
 const RETRY_MILLISECONDS = 20;
 

@@ -14,7 +14,6 @@ import {
   type Connection,
   CONTRACT_FORMS,
   findFreePort,
-  findSlowness,
   formatRequest,
   FORMS,
   HAS_IPV6,
@@ -39,7 +38,7 @@ for (const form of CONTRACT_FORMS) {
 
   test("--health exits 0 on 200 and 1 on 503, and prints the answer on one line", async () => {
     const hosts = ["0.0.0.0", "127.0.0.1", ...(HAS_IPV6 ? ["::", "::1"] : [])];
-    for (const HOST of findSlowness(form) ? hosts.slice(0, 1) : hosts) {
+    for (const HOST of form.isEmulated ? hosts.slice(0, 1) : hosts) {
       await using service = await start(form, { HOST, DRAIN_SECONDS: "300" });
       // a proxy that the environment names is not for a service on the same machine
       const env = { HOST, PORT: String(service.port), HTTP_PROXY: "http://127.0.0.1:1" };
