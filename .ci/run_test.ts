@@ -10,6 +10,7 @@ const STUB = `#!/bin/sh
 call="\${0##*/} $*"
 echo "$call" >>"$CALLS"
 case "$call" in $FAILING) exit 1 ;; esac
+case "$call" in $FAILING_ONCE) mkdir "$CALLS.failed" 2>/dev/null && exit 124 ;; esac
 content=same
 case "$call" in $DIFFERENT) content=$$ ;; esac
 for last; do :; done
@@ -28,6 +29,7 @@ const PROGRAMS = [
   "apt-get",
   "curl",
   "faketime",
+  "timeout",
   "haproxy",
   "nginx",
   "caddy",
@@ -39,12 +41,14 @@ const PROGRAMS = [
 interface Behaviour {
   /** The calls that fail, as a pattern of the shell. */
   readonly failing?: string;
+  /** The calls that fail the first time. */
+  readonly failingOnce?: string;
   /** The calls that give something else each time. */
   readonly different?: string;
 }
 
 /** Runs the script and gives what came of it, and the calls it made. */
-async function runScript({ failing = "none", different = "none" }: Behaviour) {
+async function runScript({ failing = "none", failingOnce = "none", different = "none" }: Behaviour) {
   const folder = makeTempPath("ci");
   const project = `${folder}/parent/project`;
   const calls = `${folder}/calls`;
@@ -61,6 +65,7 @@ async function runScript({ failing = "none", different = "none" }: Behaviour) {
       TMPDIR: folder,
       CALLS: calls,
       FAILING: failing,
+      FAILING_ONCE: failingOnce,
       DIFFERENT: different,
     },
   });
@@ -112,6 +117,12 @@ test(".ci/run stops at the first failure, whatever fails", async () => {
 }, lacksBash);
 
 const DIFFERENT = ["docker\\ image\\ inspect\\ --format*", "docker\\ cp*", "npx*task\\ compile"];
+
+test(".ci/run bounds and repeats what libfaketime may hang", async () => {
+  const { code, calls, stdout, stderr } = await runScript({ failingOnce: "timeout*\\ task\\ compile" });
+  assertEquals(code, 0, stdout + stderr);
+  assertEquals(calls.filter((call) => call.startsWith("timeout") && call.includes("faketime")).length, 2);
+}, lacksBash);
 
 test(".ci/run fails where two images or executables differ", async () => {
   await Promise.all(DIFFERENT.map(async (different) => {
