@@ -1,11 +1,10 @@
 /**
  * The DevOps Info Service: `GET /` says what it is and where it runs, `GET /health` whether it is healthy.
- *
- * A request takes this path: `Deno.serve` → {@linkcode handle} → `answer` → `respond`. Data flows one way:
- * environment → {@linkcode Config} → {@linkcode Service} → facts → `Response`.
+ * A request takes this path: `Deno.serve` → {@linkcode handle} → `answer` → `respond`.
+ * Data flows one way: environment → {@linkcode Config} → {@linkcode Service} → facts → `Response`.
  */
 import { accepts } from "@std/http/negotiation";
-import { STATUS_CODE, STATUS_TEXT } from "@std/http/status";
+import { type ErrorStatus, STATUS_CODE, STATUS_TEXT } from "@std/http/status";
 import project from "./deno.json" with { type: "json" };
 
 // ---- What it is ----
@@ -16,7 +15,7 @@ const ABOUT = {
   description: "DevOps course info service",
   framework: "Deno.serve",
 };
-const ROUTES = [
+const ENDPOINTS = [
   { path: "/", method: "GET", description: "Service information" },
   { path: "/health", method: "GET", description: "Health check" },
 ];
@@ -26,9 +25,8 @@ type Facts = ReturnType<typeof collectFacts>;
 
 function collectFacts(exchange: Exchange) {
   const { service: { system, clock }, path } = exchange;
-  // HEAD needs the length of GET's answer
-  const request = { ...findClient(exchange), method: "GET", path };
-  return { service: ABOUT, system, runtime: clock.now(), request, endpoints: ROUTES };
+  const request = { ...findClient(exchange), method: "GET", path }; // HEAD needs the length of GET's answer
+  return { service: ABOUT, system, runtime: clock.now(), request, endpoints: ENDPOINTS };
 }
 
 function readSystem() {
@@ -51,7 +49,7 @@ export function createClock(wall = Date.now, monotonic = () => performance.now()
   let millisecond = -1;
   let kept = describeTime(0, 0);
   const now = () => {
-    const uptime = Math.floor(monotonic());
+    const uptime = Math.floor(monotonic()); // since the process started
     if (uptime !== millisecond) [millisecond, kept] = [uptime, describeTime(wall(), uptime)];
     return kept;
   };
@@ -78,6 +76,7 @@ function renderJson({ service, system, runtime, request, endpoints }: Facts): st
 
 const SHARED_JSON = new WeakMap<object, string>();
 
+/** The JSON of an object that never changes, such as most parts of `GET /`. */
 function stringifyOnce(shared: object): string {
   let text = SHARED_JSON.get(shared);
   if (text === undefined) SHARED_JSON.set(shared, text = JSON.stringify(shared));
@@ -111,7 +110,7 @@ export function parseConfig(env: Pick<Deno.Env, "get">, isTerminal: boolean): Co
 
 const VARIABLES = {
   HOST: allowOneOf("address to listen on", "0.0.0.0", ["0.0.0.0", "::", "127.0.0.1", "::1", "localhost"]),
-  PORT: allowWholeNumber("port to listen on; 0 picks and logs a free one, without --health", 5000, 65535),
+  PORT: allowWholeNumber("port to listen on; 0 picks and logs a free one, unknown to --health", 5000, 65535),
   LOG_LEVEL: allowOneOf("minimum level to log", "info", ["debug", "info", "warn", "error"]),
   LOG_FORMAT: allowOneOf("form of a log line; text on a terminal", "json", ["json", "text"]),
   TRUST_PROXY: allowWholeNumber("exact number of proxies in front that append to X-Forwarded-For", 0, 16),
@@ -161,10 +160,7 @@ interface Exchange {
   client?: { client_ip: string; user_agent: string };
 }
 
-/**
- * Answers a request and logs it; it never reads the body. If the service fails, the client gets a plain 500,
- * and the log has the cause.
- */
+/** Answers a request and logs it; never reads its body. After a failure only the log has the cause. */
 export function handle(service: Service, request: Request, peer: Exchange["peer"]): Response {
   const { clock, log } = service;
   const start = clock.monotonic();
@@ -179,7 +175,7 @@ export function handle(service: Service, request: Request, peer: Exchange["peer"
   }
   const { status } = response;
   const level = status >= 500 ? "error" : status < 300 && exchange.path === "/health" ? "debug" : "info";
-  if (log.writes(level)) {
+  if (log.isEnabled(level)) {
     const duration_ms = Math.round((clock.monotonic() - start) * 1000) / 1000;
     const result = { method: request.method, path: exchange.path, status, duration_ms };
     log.write(level, "request", { ...result, ...findClient(exchange), ...failure });
@@ -191,14 +187,14 @@ function answer(exchange: Exchange): Response {
   const { service: { status }, request, path } = exchange;
   const { method, headers, url } = request;
   if (!isHost(headers.get("host"))) return refuse(exchange, STATUS_CODE.BadRequest, "Host is not valid");
-  const isEndpoint = ROUTES.some((route) => route.path === path);
-  const hasOptions = isEndpoint || path === "/*"; // Deno shows * as /*
+  const isEndpoint = ENDPOINTS.some((endpoint) => endpoint.path === path);
+  const hasOptions = isEndpoint || path === "/*"; // `OPTIONS *` arrives as this path
   if (method === "OPTIONS" && hasOptions) return respond(exchange, STATUS_CODE.NoContent, ALLOW);
   const isRead = method === "GET" || method === "HEAD";
   if (isEndpoint && !isRead) {
     return refuse(exchange, STATUS_CODE.MethodNotAllowed, `Endpoint allows ${ALLOW.allow}`, ALLOW);
   }
-  if (path === "/health") return answerHealth(exchange);
+  if (path === "/health") return answerHealth(exchange); // from here on the endpoint is "/"
   const isShort = (headers.get("accept") ?? "").length < 1000; // `accepts` is slow on a long one
   if (isRead && isShort && accepts(request, "application/json", "text/html") === "text/html") {
     const page = renderPage(collectFacts(exchange), isEndpoint ? status : "not_found", url);
@@ -215,7 +211,7 @@ function answerHealth(exchange: Exchange): Response {
   return respond(exchange, code, JSON_TYPE, JSON.stringify({ status, timestamp, uptime_seconds }) + "\n");
 }
 
-function refuse(exchange: Exchange, code: number & keyof typeof STATUS_TEXT, message: string, own = {}) {
+function refuse(exchange: Exchange, code: ErrorStatus, message: string, own = {}) {
   const body = JSON.stringify({ error: STATUS_TEXT[code], message }) + "\n";
   return respond(exchange, code, { ...JSON_TYPE, ...own }, body);
 }
@@ -238,7 +234,7 @@ function respond({ service, request }: Exchange, status: number, own: Record<str
 
 // ---- Requests ----
 
-/** Deno makes the URL from Host, so `Host: x/health?` would change the path. HTTP/1.0 allows no Host. */
+/** Deno makes the URL from Host, so `Host: x/health?` would change the path. HTTP/1.0 may have none. */
 function isHost(host: string | null): boolean {
   if (host === null) return true;
   if (host.startsWith("[")) return /^\[[\da-f:.]+\](?::\d*)?$/i.test(host) && URL.canParse(`http://${host}`);
@@ -265,12 +261,12 @@ function findClient(exchange: Exchange) {
 function findForwarded(headers: Headers, proxies: number): string | undefined {
   const address = proxies > 0 && headers.get("x-forwarded-for")?.split(",").at(-proxies)?.trim();
   if (!address) return undefined;
-  const [, ipv4, ipv6 = address] = /^(?:([\d.]+)|\[(.+)\])(?::\d{1,5})?$/.exec(address) ?? [];
+  const [, ipv4, ipv6 = address] = /^(?:([\d.]+)|\[(.+)\])(?::\d{1,5})?$/.exec(address) ?? []; // or bare IPv6
   if (ipv4 === undefined) return normalizeIpv6(ipv6);
-  return URL.parse(`http://${ipv4}`)?.hostname === ipv4 ? ipv4 : undefined;
+  return URL.parse(`http://${ipv4}`)?.hostname === ipv4 ? ipv4 : undefined; // URL makes 127.1 into 127.0.0.1
 }
 
-/** The one spelling that RFC 5952 allows; IPv4 for `::ffff:192.0.2.7`, which dual-stack sockets show. */
+/** IPv6 in the canonical form of RFC 5952; `192.0.2.7` for `::ffff:192.0.2.7`; undefined for other text. */
 function normalizeIpv6(text: string): string | undefined {
   if (!/^[\da-f.]*:[\da-f:.]+$/i.test(text)) return undefined;
   const address = URL.parse(`http://[${text}]`)?.hostname.slice(1, -1);
@@ -345,7 +341,7 @@ body, header, main { display: grid; gap: 1.5rem 2rem }
 main { grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
 h1, h2, p, dl, dd { margin: 0; font-size: 1rem }
 h1 { font-size: 1.5rem }
-.banner { padding: .5rem; border: 2px solid #0000; border-radius: .5rem; color: #fff; print-color-adjust: exact }
+.banner { padding: .5rem; border: solid #0000; border-radius: .5rem; color: #fff; print-color-adjust: exact }
 ${Object.entries(BANNERS).map(([name, { color }]) => `.${name} { background: ${color} }`).join("\n")}
 table { width: 100%; border-spacing: 0; margin-bottom: .5rem }
 div, tr { display: flex; flex-wrap: wrap; gap: 0 1rem; padding: .25rem 0; border-top: 1px solid #8886 }
@@ -367,26 +363,26 @@ const PAGE_HEADERS = {
 /**
  * Writes a line per event. Lines wait in a queue and are written together, asynchronously. If nobody reads
  * them, lines above the limit are dropped and counted; requests are not affected. `sink` returns how many
- * bytes it wrote. If it throws, the logger tries again: nothing was written of up to `PIPE_BUFFER` bytes.
+ * bytes it wrote. If it throws, the logger tries again: a pipe took none of up to `ATOMIC_BYTES`.
  */
 export function createLogger(config: Config, clock: Clock, sink: Output["write"], telemetry?: Telemetry) {
   let queue = "";
   let unwritten = new Uint8Array();
-  let taken = 0; // bytes so far, as long as no write fails
+  let taken = 0; // bytes until the first failure, which makes it -Infinity
   let dropped = 0;
   let writing: Promise<void> | undefined;
 
-  /** Ask this first: building a line costs time. */
-  const writes = (level: Level) => SEVERITY[level] >= SEVERITY[config.LOG_LEVEL];
-  /** Waits until all lines are written, at most so many milliseconds. */
+  /** `write` asks this too; ask it before you collect costly fields. */
+  const isEnabled = (level: Level) => SEVERITY[level] >= SEVERITY[config.LOG_LEVEL];
+  /** Waits until all lines are written, but at most `milliseconds`. */
   const flush = (milliseconds: number) => waitAtMost(milliseconds, writing ?? Promise.resolve());
 
   /** Never waits, never throws. `msg` is a constant text; `fields` has the values. */
   const write = (level: Level, msg: string, fields: object = {}) => {
-    if (!writes(level)) return;
+    if (!isEnabled(level)) return;
     const line = format(level, msg, fields);
     telemetry?.(level, line);
-    if (queue.length + unwritten.length > MAX_WAITING) dropped++;
+    if (queue.length + unwritten.length > MAX_QUEUED) dropped++;
     else queue += line + "\n";
     writing ??= writeAll();
   };
@@ -406,34 +402,34 @@ export function createLogger(config: Config, clock: Clock, sink: Output["write"]
       unwritten = new TextEncoder().encode(queue);
       [queue, dropped] = ["", 0];
       while (unwritten.length > 0) await writeSome();
-      unwritten = new Uint8Array(); // or its memory would wait for the next batch
+      unwritten = new Uint8Array(); // an empty rest of it would keep its memory
     }
     writing = undefined;
   };
 
   const writeSome = async () => {
-    const some = unwritten.subarray(0, taken < 2 * PIPE_SIZE ? PIPE_BUFFER : undefined);
-    const wholeLines = some.subarray(0, some.lastIndexOf("\n".charCodeAt(0)) + 1);
+    const some = unwritten.subarray(0, taken < 2 * PIPE_CAPACITY ? ATOMIC_BYTES : undefined);
+    const wholeLines = some.subarray(0, some.lastIndexOf("\n".charCodeAt(0)) + 1); // a stop then cuts no line
     try {
       const length = await sink(wholeLines.length > 0 ? wholeLines : some);
       unwritten = unwritten.subarray(length);
       taken += length;
     } catch {
-      taken = -Infinity;
+      taken = -Infinity; // small pieces from now on, so that none is written twice
       await sleep(RETRY_MILLISECONDS); // the reader is slow or gone; nobody else can be told
     }
   };
 
-  return { writes, write, flush };
+  return { isEnabled, write, flush };
 }
 
 type Clock = Service["clock"];
 type Level = Config["LOG_LEVEL"];
 type Telemetry = (level: Level, line: string) => void;
 const SEVERITY = { debug: 0, info: 1, warn: 2, error: 3 };
-const MAX_WAITING = 1024 * 1024;
-const PIPE_BUFFER = 4096; // what a non-blocking pipe takes whole, or not at all: PIPE_BUF of Linux
-const PIPE_SIZE = 65536; // a reader that has taken twice as much gets all at once, which is faster
+const MAX_QUEUED = 1024 * 1024; // about so many bytes
+const ATOMIC_BYTES = 4096; // what a non-blocking pipe takes whole, or not at all: PIPE_BUF of Linux
+const PIPE_CAPACITY = 65536; // a reader that has taken twice as much gets all at once, which is faster
 const BATCH_MILLISECONDS = 10;
 const RETRY_MILLISECONDS = 20;
 
@@ -445,7 +441,7 @@ function stringifySafely(value: unknown): string {
   return json.replace(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, (character) => character.replace(/[^]/g, escapeUnit));
 }
 
-/** Deno exports only what the console prints, and only if `OTEL_DENO` was set at compile time or start. */
+/** With `OTEL_DENO` (set at compile time or start), Deno exports as logs only what the console prints. */
 function findTelemetry(): Telemetry | undefined {
   try {
     Deno.telemetry.meterProvider.getMeter(ABOUT.name).createCounter("unused"); // throws if telemetry is off
@@ -459,7 +455,7 @@ function sleep(milliseconds: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
 
-/** Resolves with the promise's value, or with undefined after so many milliseconds. */
+/** Resolves with the promise's value, or with undefined after `milliseconds`. */
 async function waitAtMost<T>(milliseconds: number, promise: Promise<T>): Promise<T | undefined> {
   const { promise: late, resolve } = Promise.withResolvers<undefined>();
   const timer = setTimeout(() => resolve(undefined), milliseconds);
@@ -490,7 +486,7 @@ async function serve(config: Config, { stdout, stderr }: Outside): Promise<numbe
 const STOP_SIGNALS = { SIGINT: 2, ...Deno.build.os === "windows" ? { SIGBREAK: 21 } : { SIGTERM: 15 } };
 const REPEATED_SIGNAL_MILLISECONDS = 100;
 const FLUSH_MILLISECONDS = { inOrder: 1000, atOnce: 100 };
-const LISTEN_AGAIN_MILLISECONDS = 200;
+const LISTEN_AGAIN_MILLISECONDS = 200; // between tries; a try that lasts so long has succeeded
 
 /** Resolves at the first signal, which starts the drain; a second one ends the process at once. */
 function listenForStop(service: Service): Promise<void> {
@@ -501,7 +497,7 @@ function listenForStop(service: Service): Promise<void> {
     Deno.addSignalListener(signal as Deno.Signal, async () => {
       const time = clock.monotonic();
       const isRepeated = signal === last.signal && time - last.time < REPEATED_SIGNAL_MILLISECONDS;
-      if (isRepeated || Deno.exitCode !== 0) return; // at Ctrl+C both the terminal and `deno task` send it
+      if (isRepeated || Deno.exitCode !== 0) return; // `deno task` repeats Ctrl+C; it may be ending already
       last = { signal, time };
       if (service.status !== "draining") {
         service.status = "draining";
@@ -527,7 +523,7 @@ function listenForDrill(service: Service): void {
   });
 }
 
-/** Deno closes the listener when file descriptors run out. This opens it again. */
+/** Opens the port, and opens it again whenever Deno closed it because file descriptors ran out. */
 function openListener(service: Service) {
   const { config, log } = service;
   const options = { hostname: config.HOST, port: config.PORT, automaticCompression: false, onListen() {} };
@@ -535,17 +531,17 @@ function openListener(service: Service) {
   let server: Deno.HttpServer<Deno.NetAddr> | undefined = open();
   let isClosing = false;
   const { hostname: address, port } = server.addr;
-  options.port = port; // the same again, if 0 picked it
+  options.port = port; // where 0 picked it, `open` must take the same again
   log.write("info", "listening", { address, port, version: ABOUT.version });
 
-  const findFailure = (running = server) => running?.finished.then(() => undefined, (error) => error);
-  const reopen = async () => await findFailure(server = open());
+  const waitForFailure = (running = server) => running?.finished.then(() => undefined, (error) => error);
+  const reopen = async () => await waitForFailure(server = open());
   const keepOpen = async () => {
-    for (let failure; (failure = await findFailure());) {
+    for (let failure = await waitForFailure(); failure; failure = await waitForFailure()) {
       log.write("error", "cannot accept connections", { error: `${failure}` });
       while (failure) {
         server = undefined; // 2.7.11 hangs when a server that has failed is shut down
-        if (!/os error (23|24|10024)\b/.test(`${failure}`)) throw failure; // not ENFILE, EMFILE, WSAEMFILE
+        if (!/os error (23|24|10024)\b/.test(`${failure}`)) throw failure; // ENFILE, EMFILE, WSAEMFILE
         await sleep(LISTEN_AGAIN_MILLISECONDS);
         if (isClosing) return;
         failure = await waitAtMost(LISTEN_AGAIN_MILLISECONDS, reopen()).catch((error) => error);
@@ -557,7 +553,7 @@ function openListener(service: Service) {
     isClosing = true;
     await server?.shutdown();
   };
-  return { lost: keepOpen(), stop };
+  return { lost: keepOpen(), stop }; // `lost` rejects if the port cannot be opened again
 }
 
 // ---- Probe and command line ----
@@ -580,13 +576,13 @@ export async function main(args: readonly string[], outside: Outside): Promise<n
   return option === "--health" ? await probe(config, outside) : await serve(config, outside);
 }
 
-/** The parts of `Deno` that the command uses. */
+/** The parts of `Deno` that tests replace. */
 export type Outside = { env: Pick<Deno.Env, "get"> } & Record<"stdout" | "stderr", Output>;
 type Output = Pick<typeof Deno.stdout, "write" | "writeSync" | "isTerminal">;
 const USAGE = `Usage: ${ABOUT.name} [--health | --version | --help]`;
 const PROBE_SECONDS = 2;
 
-/** Does not use the console, since telemetry may redirect it. Returns the exit code that goes with the text. */
+/** Bypasses the console, which telemetry may redirect. Returns `code`, for the caller to return. */
 function print(output: Output, text: string, code: number): number {
   try {
     output.writeSync(new TextEncoder().encode(text + "\n"));
@@ -642,7 +638,7 @@ Signals:
 
 Exit codes:
   0                 stopped in order; --health: the answer was 200
-  1                 cannot listen, or requests were cut off; --health: anything else
+  1                 cannot listen, or requests were cut off; --health: any other answer, or none
   2                 a bad variable or argument
   130, 143          a second SIGINT, SIGTERM: ended at once`;
 }

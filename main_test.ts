@@ -32,9 +32,9 @@ import {
   launch,
   makeTempPath,
   OTHER_PATH,
+  PATHS,
   probe,
   RFC_3339,
-  ROUTES,
   sendFrames,
   sendHttp2,
   sendRaw,
@@ -717,7 +717,7 @@ for (const form of CONTRACT_FORMS) {
   test("a malformed Host gets 400 on every route; a valid one or none does not", async () => {
     const service = await share(form);
     for (const host of BAD_HOSTS) {
-      for (const target of [...ROUTES, OTHER_PATH]) {
+      for (const target of [...PATHS, OTHER_PATH]) {
         const request = formatRequest(target, { host: `Host: ${host}\r\n` });
         const { status, body } = await sendRaw(service.port, request);
         assertEquals([status, body !== "" && JSON.parse(body).error], [400, "Bad Request"], host);

@@ -616,8 +616,8 @@ export function readMegabytes(pid: number): number {
 
 // ---- What more than one document's proof needs ----
 
-/** The routes, and a path that is none. */
-export const ROUTES = ["/", "/health"];
+/** The paths of the endpoints, and one that is none. */
+export const PATHS = ["/", "/health"];
 export const OTHER_PATH = "/nowhere";
 
 /** The keys of `GET /` in their order. */

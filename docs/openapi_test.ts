@@ -10,7 +10,7 @@ import {
   leaveOut,
   OTHER_PATH,
   pathOf,
-  ROUTES,
+  PATHS,
   runTool,
   sendRaw,
   start,
@@ -97,7 +97,7 @@ for (const form of FORMS) {
       }
     };
     const checkAll = async () => {
-      for (const path of [...ROUTES, OTHER_PATH]) {
+      for (const path of [...PATHS, OTHER_PATH]) {
         for (const method of ["GET", "HEAD", "OPTIONS", "POST", "DELETE"]) {
           await check(method, path, {});
           await check(method, path, { fields: `Accept: ${BROWSER_ACCEPT}\r\n` });
@@ -259,7 +259,7 @@ test("the description names no value that cannot come, and requires what always 
 
 test("docs/openapi.json has the version of deno.json, the routes of the service and its port", () => {
   assertEquals(OPENAPI.info.version, project.version);
-  assertEquals(Object.keys(OPENAPI.paths), ROUTES);
+  assertEquals(Object.keys(OPENAPI.paths), PATHS);
   const operations = Object.values(OPENAPI.paths).flatMap((item) => Object.values(item as Node)) as Node[];
   assertEquals(operations.map(({ operationId }) => operationId), [
     ...["getInformation", "headInformation", "optionsInformation"],

@@ -94,7 +94,7 @@ Deno.test("createLogger() writes from its level on, and hands the same lines to 
     for (const level of levels) log.write(level, "m");
     await log.flush(1000);
     const expected = levels.slice(index);
-    assertEquals(levels.filter(log.writes), expected);
+    assertEquals(levels.filter(log.isEnabled), expected);
     const lines = expected.map((level) => `{"time":"${NOON}","level":"${level}","msg":"m"}`);
     assertEquals(text, lines.map((line) => `${line}\n`).join(""));
     assertEquals(seen, expected.flatMap((level, n) => [level, lines[n]!]));
@@ -360,13 +360,14 @@ for (const form of FORMS) {
   });
 
   const lacksTerminal = [form.isImage && "needs a terminal inside of the container", lacks("script")];
+  // beside another Deno, Deno may first warn of its cache
   test("on a terminal it logs text", async () => {
     await using service = await start(inTerminal(form));
-    assertMatch(service.stdout, /^\S+Z INFO {2}listening address=127.0.0.1 port=\d+ version=/);
+    assertMatch(service.stdout, /^\S+Z INFO {2}listening address=127.0.0.1 port=\d+ version=/m);
   }, ...lacksTerminal);
 
   test("on a terminal that is standard error alone it logs JSON", async () => {
     await using service = await start(inTerminal(form, "| cat"));
-    assertMatch(service.stdout, /^{"time":.*"listening"/);
+    assertMatch(service.stdout, /^{"time":.*"listening"/m);
   }, ...lacksTerminal);
 }
