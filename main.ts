@@ -643,4 +643,7 @@ Exit codes:
   130, 143          a second SIGINT, SIGTERM: ended at once`;
 }
 
-if (import.meta.main) Deno.exit(await main(Deno.args, Deno) || Deno.exitCode);
+if (import.meta.main) {
+  const code = await main(Deno.args, Deno);
+  Deno.exit(Deno.exitCode || code); // a second signal sets the former
+}

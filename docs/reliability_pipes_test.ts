@@ -15,6 +15,7 @@ import {
   OTHER_PATH,
   probe,
   type RunningService,
+  sleep,
   start,
   waitFor,
   wrapForm,
@@ -86,6 +87,25 @@ for (const form of FORMS) {
       assertMatch(String(code), /^(130|143)$/);
     }, readByDocker);
   }
+
+  test("a second signal decides the exit code while the log of a cut stop waits for its reader", async () => {
+    const codes: number[] = [];
+    // where the machine is busy, the service may have ended before the second signal
+    while (codes.length < 5 && !codes.includes(143)) {
+      await using service = await start(form, { SHUTDOWN_SECONDS: "0" });
+      using head = await connect(service.port);
+      await head.send("GET / HTTP/1.1\r\n"); // 2.7.11 waits for the rest
+      using body = await connect(service.port);
+      await body.send(formatRequest("/", { method: "PUT", fields: "Content-Length: 9\r\n" })); // as does 2.9.6
+      service.pause();
+      await sendBatch(service, "/", 200);
+      service.kill("SIGTERM");
+      await sleep(930); // of the second that the log waits
+      service.kill("SIGTERM");
+      codes.push(await service.waitForCode());
+    }
+    assertEquals(codes.at(-1), 143, `${codes}`);
+  }, readByDocker);
 
   // where the runtime wrote a line for each, a hundred would fill such a pipe, and what is read ahead of it
   const connections = IS_FULL ? 1000 : 300;
