@@ -578,16 +578,14 @@ export async function main(args: readonly string[], outside: Outside): Promise<n
 
 /** The parts of `Deno` that tests replace. */
 export type Outside = { env: Pick<Deno.Env, "get"> } & Record<"stdout" | "stderr", Output>;
-type Output = Pick<typeof Deno.stdout, "write" | "writeSync" | "isTerminal">;
+type Output = Pick<typeof Deno.stdout, "write" | "isTerminal">;
 const USAGE = `Usage: ${ABOUT.name} [--health | --version | --help]`;
 const PROBE_SECONDS = 2;
 
 /** Bypasses the console, which telemetry may redirect. Returns `code`, for the caller to return. */
-function print(output: Output, text: string, code: number): number {
-  try {
-    output.writeSync(new TextEncoder().encode(text + "\n"));
-  } catch { // nobody reads
-  }
+async function print(output: Output, text: string, code: number): Promise<number> {
+  const written = output.write(new TextEncoder().encode(text + "\n")).catch(() => {}); // its reader may be gone
+  await waitAtMost(FLUSH_MILLISECONDS.inOrder, written); // or hang
   return code;
 }
 

@@ -437,11 +437,10 @@ async function runMain(args: string[], env: Record<string, string> | Error = {},
   const written = { stdout: "", stderr: "" };
   const writer = (name: "stdout" | "stderr") => ({
     isTerminal: () => false,
-    write: (bytes: Uint8Array) => Promise.resolve(bytes.length),
-    writeSync(bytes: Uint8Array) {
-      if (isBroken) throw new Deno.errors.BrokenPipe();
+    write(bytes: Uint8Array) {
+      if (isBroken) return Promise.reject(new Deno.errors.BrokenPipe());
       written[name] += new TextDecoder().decode(bytes);
-      return bytes.length;
+      return Promise.resolve(bytes.length);
     },
   });
   const get = (name: string) => {

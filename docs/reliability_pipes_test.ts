@@ -12,9 +12,11 @@ import {
   IS_FULL,
   lacks,
   lacksDescriptors,
+  launch,
   OTHER_PATH,
   probe,
   type RunningService,
+  share,
   sleep,
   start,
   waitFor,
@@ -35,6 +37,12 @@ async function sendBatch({ port }: RunningService, path: string, status: number)
 /** The form with a setting of a file descriptor, by the system's call. */
 function setUp(form: Form, setting: string): Form {
   return wrapForm(form, ["perl", "-MFcntl", "-e", `${setting} or die; exec @ARGV`]);
+}
+
+/** Makes a handle the end of a full pipe that nobody reads. */
+function fillPipe(handle: "STDOUT" | "STDERR"): string {
+  return "$^F = 99; pipe(R, W); fcntl(W, F_SETFL, O_WRONLY | O_NONBLOCK); 1 while syswrite(W, 'x' x 4096); " +
+    `fcntl(W, F_SETFL, O_WRONLY); open(${handle}, '>&W')`;
 }
 
 const PIPES = {
@@ -106,6 +114,21 @@ for (const form of FORMS) {
     }
     assertEquals(codes.at(-1), 143, `${codes}`);
   }, readByDocker);
+
+  test("a full pipe delays no message by more than a second", async () => {
+    const service = await share(form);
+    const PORT = String(service.port);
+    const cases = [
+      ["STDERR", { PORT: "bad" }, [], 2],
+      ["STDERR", { PORT }, [], 1],
+      ["STDOUT", { PORT }, ["--health"], 0],
+      ["STDOUT", {}, ["--help"], 0],
+    ] as const;
+    await Promise.all(cases.map(async ([handle, env, args, code]) => {
+      await using run = await launch(setUp(form, fillPipe(handle)), { HOST: "127.0.0.1", ...env }, args);
+      assertEquals(await waitFor(run.waitForCode(), `an end with a full ${handle}`, 8), code);
+    }));
+  }, readByDocker || lacks("perl"));
 
   // where the runtime wrote a line for each, a hundred would fill such a pipe, and what is read ahead of it
   const connections = IS_FULL ? 1000 : 300;
