@@ -287,7 +287,8 @@ function renderPage(facts: Facts, state: keyof typeof BANNERS, url: string): str
     `<tr><td><a href="${path}">${path}</a></td><td>${method}</td><td>${description}</td></tr>`
   );
   const encodeUnit = (unit: string) => `%${unit.charCodeAt(0).toString(16)}`;
-  const origin = url.split("/", 3).join("/").replace(/[^\w.~:/%[\]-]/g, encodeUnit); // safe in a shell
+  const [origin = ""] = /^[^/]*\/\/[^/?#]*/.exec(url) ?? [];
+  const safeOrigin = origin.replace(/[^\w.~:/%[\]-]/g, encodeUnit); // in a shell
   return `<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -304,7 +305,7 @@ function renderPage(facts: Facts, state: keyof typeof BANNERS, url: string): str
 ${renderSection(["service", { hostname, uptime_human, ...software }])}
 <section><h2>Endpoints</h2>
 <table><tr><th>Path</th><th>Method</th><th>Description</th></tr>${rows.join("")}</table>
-<p>As JSON: <code>curl "${origin}/"</code></p></section>
+<p>As JSON: <code>curl "${safeOrigin}/"</code></p></section>
 ${Object.entries({ system: machine, request }).map(renderSection).join("\n")}
 </main>
 <footer>Made at <time datetime="${current_time}">${current_time.slice(0, 19).replace("T", " ")}</time> \

@@ -93,6 +93,8 @@ for (const form of CONTRACT_FORMS) {
       assertStringIncludes(body, '<code>curl "http://x%24%28id%29%26%27y%27/"</code>');
       assertEquals(readTerms(body).path, target);
     }
+    const absolute = formatRequest("http://a?x=/health", { fields: "Accept: text/html\r\n" });
+    assertStringIncludes((await sendRaw(service.port, absolute)).body, '<code>curl "http://a/"</code>');
   });
 }
 
