@@ -22,6 +22,7 @@ import {
   lacks,
   lacksDescriptors,
   launch,
+  type Limits,
   makeProcessForm,
   makeTempPath,
   OTHER_PATH,
@@ -324,8 +325,9 @@ for (const form of FORMS) {
 
 // ---- Slow, silent and too many clients ----
 
-/** What none of the floods may make the service hold. */
-const MAX_MEGABYTES = 350;
+/** What none of the floods may make the service hold: the limit that `deploy` gives it. */
+const MAX_MEGABYTES = 256;
+const DEPLOYED: Limits = { memory: `${MAX_MEGABYTES}m` };
 
 /** Opens so many connections. */
 function connectMany(port: number, count: number) {
@@ -347,7 +349,7 @@ for (const form of FORMS) {
   test(
     `${size} half requests, ${waves} times over: probes answer, and memory stays bounded`,
     async () => {
-      await using service = await start(form, {}, { memory: "512m" });
+      await using service = await start(form, {}, DEPLOYED);
       const before = await readResources(service);
       const peaks: number[] = [];
       for (let wave = 0; wave < waves; wave++) {
@@ -371,7 +373,7 @@ for (const form of FORMS) {
   test(
     `${readers} clients that never read: probes answer, and descriptors come back`,
     async () => {
-      await using service = await start(form, {}, { memory: "512m" });
+      await using service = await start(form, {}, DEPLOYED);
       const before = await readResources(service);
       const clients = await connectMany(service.port, readers);
       // more answers than the kernel buffers, so that the service itself is stuck with them
@@ -566,7 +568,7 @@ for (const form of FORMS) {
   test(
     "a soak leaves memory and descriptors as they were",
     async () => {
-      await using service = await start(form, {}, { memory: "512m" });
+      await using service = await start(form, {}, DEPLOYED);
       const { descriptors } = await readResources(service);
       const seen = [];
       let requests = 0;
