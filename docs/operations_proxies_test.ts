@@ -37,6 +37,7 @@ frontend http
   bind 127.0.0.1:8080
   default_backend web
 backend web
+  mode http
   option httpchk GET /health
   option forwardfor
   server web1 127.0.0.1:5000 check inter 1s fall 2
