@@ -99,14 +99,19 @@ const BYPASSES = [
   ["DENO_TRUST_PROXY_HEADERS", "1", "TRUST_PROXY"],
 ] as const;
 
+Deno.test("parseConfig() takes an empty variable, Deno's own too, for one that is not set", () => {
+  const names = [...Object.keys(DEFAULTS), ...BYPASSES.map(([name]) => name)];
+  assertEquals(parse(Object.fromEntries(names.map((name) => [name, ""]))), DEFAULTS);
+});
+
 Deno.test("parseConfig() names every bad variable, one line each, whatever is in the value", () => {
   const { message } = assertThrows(
-    () => parse({ PORT: "a\nb\x9b", LOG_LEVEL: "loud", TRUST_PROXY: "1", DENO_SERVE_ADDRESS: "x" }),
+    () => parse({ PORT: "a\nb\x9b", LOG_LEVEL: "loud", TRUST_PROXY: "1", DENO_SERVE_ADDRESS: "c\nd\x9b" }),
     RangeError,
   );
   assertMatch(
     message,
-    /^PORT="a\\nb\\u009b": .*\nLOG_LEVEL="loud": .*\nDENO_SERVE_ADDRESS="x": not allowed, use HOST and PORT instead$/,
+    /^PORT="a\\nb\\u009b": .*\nLOG_LEVEL="loud": .*\nDENO_SERVE_ADDRESS="c\\nd\\u009b": not allowed, use HOST and PORT instead$/,
   );
 });
 
@@ -326,7 +331,15 @@ const NO_ADDRESSES = [
     "[2001:db8::7]x",
   ],
   ...["198.51.100.9, garbage", "203.0.113.256", "203.0.113", "203.0.113.7.8", "203..113.7", "203.0.113.007"],
-  ...["0xcb.0.113.7", "2001:db8::7::1", "2001:db8::7%eth0", "12345::", "::1]/[", "unknown, "],
+  ...[
+    "0xcb.0.113.7",
+    "2001:db8::7::1",
+    "2001:db8::7%eth0",
+    "12345::",
+    "::1]/[",
+    "unknown, ",
+    "203.0.113.7, ",
+  ],
 ];
 
 for (
@@ -338,6 +351,7 @@ for (
     [2, "198.51.100.9, 203.0.113.7", "198.51.100.9"],
     [2, "spoofed, 198.51.100.9 ,203.0.113.7", "198.51.100.9"],
     [2, "203.0.113.7", "192.0.2.1"],
+    [2, "203.0.113.7, , 198.51.100.9", "192.0.2.1"], // an empty element counts
     // ports, as Azure's gateways send them
     [1, "203.0.113.7:5678", "203.0.113.7"],
     [1, "[2001:db8::7]:443", "2001:db8::7"],
@@ -411,6 +425,7 @@ Deno.test("handle() logs probes at debug, the rest at info, 5xx at error", async
   handle(service, get("/health"), from("::1"));
   handle(service, get("/nowhere"), from("::1"));
   handle(service, get("/health", {}, "POST"), from("::1"));
+  handle(service, get("/health", {}, "HEAD"), from("::1"));
   service.status = "draining";
   handle(service, get("/health"), from("::1"));
   await log.flush(1000);
@@ -419,6 +434,7 @@ Deno.test("handle() logs probes at debug, the rest at info, 5xx at error", async
     ["debug", 200],
     ["info", 404],
     ["info", 405],
+    ["debug", 200],
     ["error", 503],
   ]);
 });

@@ -316,7 +316,9 @@ export const SOURCE = makeProcessForm(
   async () => [Deno.execPath(), "run", "--quiet", ...await readSourceFlags(), "main.ts"],
 );
 
-const MEMORY = ({ memory = "128m" }: Limits) => ["--memory", memory];
+/** The memory of a container, where a test does not say it. */
+export const IMAGE_MEMORY = "128m";
+const limitMemory = ({ memory = IMAGE_MEMORY }: Limits) => ["--memory", memory];
 
 /** The images to test, where they are named. */
 export const IMAGE = Deno.env.get("IMAGE");
@@ -328,7 +330,7 @@ const OTEL_IMAGE = Deno.env.get("OTEL_IMAGE");
 export const FORMS = [
   SOURCE,
   ...(EXECUTABLE ? [makeProcessForm("executable", () => [EXECUTABLE])] : []),
-  ...(IMAGE ? [makeImageForm("image", IMAGE, MEMORY)] : []),
+  ...(IMAGE ? [makeImageForm("image", IMAGE, limitMemory)] : []),
 ];
 
 /** The forms that are held to the contract: emulation takes time, and memory beyond any limit. */
@@ -349,7 +351,7 @@ export function findSlowness({ isEmulated }: Form): string | undefined {
 /** The forms that can export telemetry. */
 export const TELEMETRY_FORMS = [
   SOURCE,
-  ...(OTEL_IMAGE ? [makeImageForm("image", OTEL_IMAGE, MEMORY)] : []),
+  ...(OTEL_IMAGE ? [makeImageForm("image", OTEL_IMAGE, limitMemory)] : []),
 ];
 
 // ---- Tests ----

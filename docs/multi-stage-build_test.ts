@@ -3,6 +3,7 @@ import {
   assert,
   assertEquals,
   assertGreater,
+  assertGreaterOrEqual,
   assertLess,
   assertMatch,
   assertStringIncludes,
@@ -12,6 +13,7 @@ import {
   docker,
   HARDENED,
   IMAGE,
+  IMAGE_MEMORY,
   inspect,
   leaveOut,
   makeTempPath,
@@ -107,6 +109,19 @@ test("the builder compiles for the target on the machine's own processor, withou
   assertMatch(commands, /touch --date @0 dist\/devops-info-service$/, "the same layer from any clone");
 });
 
+test("the document quotes the lines of the Dockerfile, in their order", () => {
+  const join = (text: string) => text.replaceAll(/\s*\\?\n\s*/g, " ");
+  const dockerfile = join(readText("Dockerfile"));
+  const blocks = readText("docs/multi-stage-build.md").matchAll(/```dockerfile\n([^]*?)```/g);
+  const pieces = Array.from(blocks, ([, block]) => block!.trim().split(/\n(?! )|…/)).flat();
+  assertGreater(pieces.length, 10);
+  let at = 0;
+  for (const piece of pieces) {
+    at = dockerfile.indexOf(join(piece).trim(), at);
+    assertGreaterOrEqual(at, 0, piece);
+  }
+});
+
 test("README, Dockerfile and Compose name the same version of Deno", () => {
   const [, pinned] = /^ARG DENO_VERSION=(.+)$/m.exec(readText("Dockerfile"))!;
   const named = readText("README.md").matchAll(/\bdeno@([\d.]+)/g);
@@ -178,7 +193,7 @@ for (const [user, host] of [["65532:65532", "0.0.0.0"], ["12345:54321", "::"]] a
   test(`image: hardened and as ${user} it becomes healthy and leaves in order`, async () => {
     await using container = await runContainer(
       ...["--user", user, "--publish", "127.0.0.1::5000", "--env", `HOST=${host}`],
-      ...["--health-interval", "1s", ...HARDENED, "--memory", "128m", image],
+      ...["--health-interval", "1s", ...HARDENED, "--memory", IMAGE_MEMORY, image],
     );
     const { name } = container;
     const readHealth = async () => {

@@ -107,7 +107,7 @@ Deno.test("createLogger() escapes every control and format character, and no oth
     return codes.filter((code) => code < 0xd800 || code > 0xdfff).map((code) => String.fromCodePoint(code));
   });
   for (const LOG_FORMAT of ["json", "text"] as const) {
-    for (const characters of planes) {
+    for (const characters of [planes[0]!.slice(0, 128), ...planes]) {
       const decoder = new TextDecoder();
       let line = "";
       const { log } = loggerFor((bytes) => {
@@ -159,7 +159,7 @@ Deno.test("createLogger() writes whole lines, many at once, soon, and no more th
     log.write("info", "m");
     await log.flush(1000);
   }
-  assertLess(Math.min(...latencies), 150, "the wait for more lines, where the machine was not busy");
+  assertLess(Math.min(...latencies), 60, "the wait for more lines, where the machine was not busy");
 });
 
 /** A megabyte of lines, and as much again. */

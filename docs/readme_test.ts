@@ -4,6 +4,7 @@ import {
   DEFAULTS,
   formatRequest,
   HARDENED,
+  IMAGE_MEMORY,
   INFORMATION_KEYS,
   launch,
   readText,
@@ -126,5 +127,5 @@ test("every task that the README names is there", () => {
 });
 
 test("the README hardens a container as the tests do", () => {
-  assertStringIncludes(README, HARDENED.join(" "));
+  assertStringIncludes(README, [...HARDENED, "-m", IMAGE_MEMORY].join(" "));
 });

@@ -1,5 +1,5 @@
 /** The proof of what `reliability.md` says of who reads standard output and standard error, or does not. */
-import { assertEquals, assertMatch } from "@std/assert";
+import { assertEquals, assertLess, assertMatch } from "@std/assert";
 import {
   bindTest,
   connect,
@@ -80,19 +80,24 @@ for (const form of FORMS) {
   for (const leave of ["abandon", "pause"] as const) {
     const reader = leave === "abandon" ? "went away costs lines only" : "hangs does not delay the end";
     test(`a reader that ${reader}`, async () => {
-      await using service = await start(form);
-      await service[leave]();
-      await sendBatch(service, "/", 200);
-      service.kill("SIGTERM");
-      assertEquals(await waitFor(service.waitForCode(), "an end that waits a second at most", 8), 0);
-
-      await using forced = await start(form, { DRAIN_SECONDS: "300" });
-      await forced[leave]();
-      await sendBatch(forced, "/", 200);
-      forced.kill("SIGTERM");
-      forced.kill("SIGINT");
-      const code = await waitFor(forced.waitForCode(), "an end that waits a tenth of a second", 8);
-      assertMatch(String(code), /^(130|143)$/);
+      for (
+        const [env, signals, codes, most] of [
+          [{}, ["SIGTERM"], /^0$/, 2500], // the log waits a second
+          [{ DRAIN_SECONDS: "300" }, ["SIGTERM", "SIGINT"], /^(130|143)$/, 1000], // a tenth
+        ] as const
+      ) {
+        let milliseconds = Infinity;
+        for (let n = 0; n < 5 && milliseconds > most; n++) { // where the machine is busy
+          await using service = await start(form, env);
+          await service[leave]();
+          await sendBatch(service, "/", 200);
+          const begun = performance.now();
+          for (const signal of signals) service.kill(signal);
+          assertMatch(String(await service.waitForCode()), codes);
+          milliseconds = performance.now() - begun;
+        }
+        assertLess(milliseconds, most);
+      }
     }, readByDocker);
   }
 

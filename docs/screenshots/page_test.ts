@@ -51,6 +51,7 @@ for (const form of CONTRACT_FORMS) {
         ]
       ) assert(policy.includes(directive), `${policy} without ${directive}`);
       assertEquals(response.headers.get("referrer-policy"), "no-referrer");
+      assertNotMatch(html.replaceAll(/&#\d+;/g, ""), /&/, "& is not escaped");
       assertNotMatch(html, /<script|<img|onerror=alert\(1\)>|<\/dd><\/dl><style/);
       const links = ["data:", "/", "/health"].map((target) => `href="${target}`);
       assertEquals(html.match(/(src|href)="(data:|[^"]*)/g), links, "an outside resource");
