@@ -4,7 +4,7 @@
  * Data flows one way: environment → {@linkcode Config} → {@linkcode Service} → facts → `Response`.
  */
 import { accepts } from "@std/http/negotiation";
-import { type ErrorStatus, STATUS_CODE, STATUS_TEXT } from "@std/http/status";
+import { STATUS_CODE, STATUS_TEXT } from "@std/http/status";
 import project from "./deno.json" with { type: "json" };
 
 // ---- What it is ----
@@ -211,7 +211,7 @@ function answerHealth(exchange: Exchange): Response {
   return respond(exchange, code, JSON_TYPE, JSON.stringify({ status, timestamp, uptime_seconds }) + "\n");
 }
 
-function refuse(exchange: Exchange, code: ErrorStatus, message: string, own = {}) {
+function refuse(exchange: Exchange, code: number & keyof typeof STATUS_TEXT, message: string, own = {}) {
   const body = JSON.stringify({ error: STATUS_TEXT[code], message }) + "\n";
   return respond(exchange, code, { ...JSON_TYPE, ...own }, body);
 }
