@@ -70,8 +70,9 @@ for (const form of CONTRACT_FORMS) {
       assertMatch(html, new RegExp(`<h1>${name}</h1><p>${description}</p>`));
       assertMatch(html, /<title>✓ devops-info-service: Healthy<\/title>/);
       assertMatch(html, /<strong>✓ Healthy\.<\/strong> \/health answers 200\./);
-      const [, time] = /<time datetime="(.*?)">/.exec(html)!;
-      assertAlmostEquals(Date.parse(time!), Date.now(), 60_000);
+      const [, time = "", shown] = /<time datetime="(.*?)">(.*?)<\/time> UTC/.exec(html)!;
+      assertAlmostEquals(Date.parse(time), Date.now(), 60_000);
+      assertEquals(shown, time.replace("T", " ").replace(/\.\d+Z$/, ""));
       assertStringIncludes(html, description);
     }
     service.kill("SIGUSR2");
