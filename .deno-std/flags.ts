@@ -52,8 +52,10 @@ async function canReachJsr(): Promise<boolean> {
 }
 
 /** The flags that take std from npm, or none where JSR or its cache has it. The suite needs more of std. */
-export async function findStd({ forSuite = false } = {}): Promise<string[]> {
-  if (await hasStd(forSuite) || await canReachJsr()) return [];
+export async function findStd(
+  { forSuite = false, isCached = hasStd, isReachable = canReachJsr } = {},
+): Promise<string[]> {
+  if (await isCached(forSuite) || await isReachable()) return [];
   print(Deno.stderr, "JSR cannot be reached: std comes from npm (deno-std) instead");
   return STD_FROM_NPM;
 }

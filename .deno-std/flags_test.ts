@@ -51,6 +51,21 @@ test("source: without a permission it needs it says so on one line, and exits 2"
   assertMatch(stderr, /^.*env access.*\n$/);
 });
 
+test("std comes from npm only where JSR is neither cached nor reachable", async () => {
+  const program = makeTempPath("std.js");
+  Deno.writeTextFileSync(
+    program,
+    `import { findStd } from "file://${pathOf(".deno-std/flags.ts")}";
+    for (const [cached, reachable] of [[true, true], [true, false], [false, true], [false, false]]) {
+      const std = await findStd({ isCached: async () => cached, isReachable: async () => reachable });
+      console.log(cached, reachable, std.length > 0);
+    }`,
+  );
+  const { stdout, stderr } = await runProgram([Deno.execPath(), "run", "--no-config", program]);
+  assertEquals(stdout, "true true false\ntrue false false\nfalse true false\nfalse false true\n");
+  assertMatch(stderr, /^JSR cannot be reached: std comes from npm/m);
+});
+
 test("dev and start run with exactly the flags that the executable is compiled with", async () => {
   const variables = [...Object.keys(DEFAULTS), "DENO_SERVE_ADDRESS", "DENO_TRUST_PROXY_HEADERS"];
   assertEquals(SERVICE_FLAGS, [

@@ -480,7 +480,7 @@ async function updateInTurn(form: Form, signal: "SIGTERM" | "SIGKILL") {
   for (const port of ports) await waitUntilUp(port);
   const clients = [keepAlive, keepAlive, keepAlive, oneShot, oneShot, oneShot].map(load);
   try {
-    const turns = IS_FULL ? 6 : signal === "SIGTERM" ? 2 : 1;
+    const turns = IS_FULL ? 6 : 1;
     for (let turn = 0; turn < turns; turn++) {
       const index = turn % 3;
       const port = ports[index]!;
