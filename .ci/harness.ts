@@ -126,7 +126,12 @@ export function makeTempPath(name: string): string {
 export function atExit(command: string): () => void {
   const file = makeTempPath("command.exit");
   Deno.writeTextFileSync(file, command);
-  return () => Deno.removeSync(file);
+  return () => {
+    try {
+      Deno.removeSync(file);
+    } catch { // with --fail-fast the guard may have ended, and taken it along
+    }
+  };
 }
 
 // ---- Programs ----
