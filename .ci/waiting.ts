@@ -56,3 +56,16 @@ export async function waitUntil<T>(
     await sleep(20);
   }
 }
+
+/**
+ * Repeats a trial that chance or a busy machine may spoil, at most five times.
+ *
+ * @param isRight judges a result
+ * @param trial gives one
+ * @returns the first result that is right, or else the last
+ */
+export async function repeatUntil<T>(isRight: (result: T) => boolean, trial: () => Promise<T>): Promise<T> {
+  let result = await trial();
+  for (let again = 0; again < 4 && !isRight(result); again++) result = await trial();
+  return result;
+}

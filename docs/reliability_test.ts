@@ -29,6 +29,7 @@ import {
   probe,
   readOutput,
   readResources,
+  repeatUntil,
   type Run,
   sendRaw,
   start,
@@ -505,11 +506,11 @@ for (const form of FORMS) {
       const drained = await updateInTurn(form, "SIGTERM");
       assertEquals(drained.failures, []);
       assertGreater(drained.requests, 1000);
-      let killed = await updateInTurn(form, "SIGKILL");
       // by chance no request may be running at the moment of the kill
-      for (let n = 0; n < 4 && killed.failures.length === 0; n++) {
-        killed = await updateInTurn(form, "SIGKILL");
-      }
+      const killed = await repeatUntil(
+        ({ failures }) => failures.length > 0,
+        () => updateInTurn(form, "SIGKILL"),
+      );
       assertGreater(killed.failures.length, 0, "a kill without a drain is noticed");
       console.log(
         `failed requests: ${drained.failures.length} of ${drained.requests} with a drain, ` +
