@@ -85,7 +85,9 @@ function stringifyOnce(shared: object): string {
 
 // ---- Configuration ----
 
-export type Config = { readonly [Name in keyof typeof VARIABLES]: (typeof VARIABLES)[Name]["fallback"] };
+export type Config = {
+  readonly [Name in keyof typeof VARIABLES]: (typeof VARIABLES)[Name]["fallback"];
+};
 
 /**
  * Reads the environment. An empty variable counts as unset; on a terminal the log is text by default.
@@ -97,7 +99,9 @@ export function parseConfig(env: Pick<Deno.Env, "get">, isTerminal: boolean): Co
     const text = readVariable(env, name);
     if (!text) return [name, isTerminal && name === "LOG_FORMAT" ? "text" : fallback];
     const value = parse(text);
-    if (value === undefined) problems.push(`${name}=${stringifySafely(text)}: allowed is ${allowed}`);
+    if (value === undefined) {
+      problems.push(`${name}=${stringifySafely(text)}: allowed is ${allowed}`);
+    }
     return [name, value];
   });
   for (const [name, ours] of Object.entries(BYPASSES)) {
@@ -109,12 +113,30 @@ export function parseConfig(env: Pick<Deno.Env, "get">, isTerminal: boolean): Co
 }
 
 const VARIABLES = {
-  HOST: allowOneOf("address to listen on", "0.0.0.0", ["0.0.0.0", "::", "127.0.0.1", "::1", "localhost"]),
-  PORT: allowWholeNumber("port to listen on; 0 picks and logs a free one, unknown to --health", 5000, 65535),
+  HOST: allowOneOf("address to listen on", "0.0.0.0", [
+    "0.0.0.0",
+    "::",
+    "127.0.0.1",
+    "::1",
+    "localhost",
+  ]),
+  PORT: allowWholeNumber(
+    "port to listen on; 0 picks and logs a free one, unknown to --health",
+    5000,
+    65535,
+  ),
   LOG_LEVEL: allowOneOf("minimum level to log", "info", ["debug", "info", "warn", "error"]),
   LOG_FORMAT: allowOneOf("form of a log line; text on a terminal", "json", ["json", "text"]),
-  TRUST_PROXY: allowWholeNumber("exact number of proxies in front that append to X-Forwarded-For", 0, 16),
-  DRAIN_SECONDS: allowWholeNumber("seconds to keep serving after SIGTERM while /health answers 503", 0, 300),
+  TRUST_PROXY: allowWholeNumber(
+    "exact number of proxies in front that append to X-Forwarded-For",
+    0,
+    16,
+  ),
+  DRAIN_SECONDS: allowWholeNumber(
+    "seconds to keep serving after SIGTERM while /health answers 503",
+    0,
+    300,
+  ),
   SHUTDOWN_SECONDS: allowWholeNumber("seconds that running requests then have to finish", 8, 300),
 };
 
@@ -127,7 +149,8 @@ function allowOneOf<T extends string>(help: string, fallback: NoInfer<T>, values
 }
 
 function allowWholeNumber(help: string, fallback: number, max: number) {
-  const parse = (text: string) => /^\d{1,5}$/.test(text) && Number(text) <= max ? Number(text) : undefined;
+  const parse = (text: string) =>
+    /^\d{1,5}$/.test(text) && Number(text) <= max ? Number(text) : undefined;
   return { help, fallback, allowed: `a whole number from 0 to ${max}`, parse };
 }
 
@@ -174,7 +197,11 @@ export function handle(service: Service, request: Request, peer: Exchange["peer"
     response = refuse(exchange, STATUS_CODE.InternalServerError, "An unexpected error occurred");
   }
   const { status } = response;
-  const level = status >= 500 ? "error" : status < 300 && exchange.path === "/health" ? "debug" : "info";
+  const level = status >= 500
+    ? "error"
+    : status < 300 && exchange.path === "/health"
+    ? "debug"
+    : "info";
   if (log.isEnabled(level)) {
     const duration_ms = Math.round((clock.monotonic() - start) * 1000) / 1000;
     const result = { method: request.method, path: exchange.path, status, duration_ms };
@@ -186,7 +213,9 @@ export function handle(service: Service, request: Request, peer: Exchange["peer"
 function answer(exchange: Exchange): Response {
   const { service: { status }, request, path } = exchange;
   const { method, headers, url } = request;
-  if (!isHost(headers.get("host"))) return refuse(exchange, STATUS_CODE.BadRequest, "Host is not valid");
+  if (!isHost(headers.get("host"))) {
+    return refuse(exchange, STATUS_CODE.BadRequest, "Host is not valid");
+  }
   const isEndpoint = ENDPOINTS.some((endpoint) => endpoint.path === path);
   const hasOptions = isEndpoint || path === "/*"; // `OPTIONS *` arrives as this path
   if (method === "OPTIONS" && hasOptions) return respond(exchange, STATUS_CODE.NoContent, ALLOW);
@@ -198,20 +227,40 @@ function answer(exchange: Exchange): Response {
   const isShort = (headers.get("accept") ?? "").length < 1000; // `accepts` is slow on a long one
   if (isRead && isShort && accepts(request, "application/json", "text/html") === "text/html") {
     const page = renderPage(collectFacts(exchange), isEndpoint ? status : "not_found", url);
-    return respond(exchange, isEndpoint ? STATUS_CODE.OK : STATUS_CODE.NotFound, PAGE_HEADERS, page);
+    return respond(
+      exchange,
+      isEndpoint ? STATUS_CODE.OK : STATUS_CODE.NotFound,
+      PAGE_HEADERS,
+      page,
+    );
   }
   if (!isEndpoint) return refuse(exchange, STATUS_CODE.NotFound, "Endpoint does not exist", VARY);
-  return respond(exchange, STATUS_CODE.OK, { ...JSON_TYPE, ...VARY }, renderJson(collectFacts(exchange)));
+  return respond(
+    exchange,
+    STATUS_CODE.OK,
+    { ...JSON_TYPE, ...VARY },
+    renderJson(collectFacts(exchange)),
+  );
 }
 
 function answerHealth(exchange: Exchange): Response {
   const { status, clock } = exchange.service;
   const { current_time: timestamp, uptime_seconds } = clock.now();
   const code = status === "healthy" ? STATUS_CODE.OK : STATUS_CODE.ServiceUnavailable;
-  return respond(exchange, code, JSON_TYPE, JSON.stringify({ status, timestamp, uptime_seconds }) + "\n");
+  return respond(
+    exchange,
+    code,
+    JSON_TYPE,
+    JSON.stringify({ status, timestamp, uptime_seconds }) + "\n",
+  );
 }
 
-function refuse(exchange: Exchange, code: number & keyof typeof STATUS_TEXT, message: string, own = {}) {
+function refuse(
+  exchange: Exchange,
+  code: number & keyof typeof STATUS_TEXT,
+  message: string,
+  own = {},
+) {
   const body = JSON.stringify({ error: STATUS_TEXT[code], message }) + "\n";
   return respond(exchange, code, { ...JSON_TYPE, ...own }, body);
 }
@@ -222,7 +271,12 @@ const JSON_TYPE = { "content-type": "application/json" };
 const VARY = { vary: "accept" };
 
 /** Makes every response. HEAD gets the length of GET's body but no body: HTTP/2 clients reject one. */
-function respond({ service, request }: Exchange, status: number, own: Record<string, string>, body?: string) {
+function respond(
+  { service, request }: Exchange,
+  status: number,
+  own: Record<string, string>,
+  body?: string,
+) {
   const isHead = request.method === "HEAD";
   const response = new Response(isHead ? null : body, { status });
   const { headers } = response; // the constructor sets them more slowly
@@ -237,7 +291,9 @@ function respond({ service, request }: Exchange, status: number, own: Record<str
 /** Deno makes the URL from Host, so `Host: x/health?` would change the path. HTTP/1.0 may have none. */
 function isHost(host: string | null): boolean {
   if (host === null) return true;
-  if (host.startsWith("[")) return /^\[[\da-f:.]+\](?::\d*)?$/i.test(host) && URL.canParse(`http://${host}`);
+  if (host.startsWith("[")) {
+    return /^\[[\da-f:.]+\](?::\d*)?$/i.test(host) && URL.canParse(`http://${host}`);
+  }
   const match = /^(?:[\w.~!$&'()*+,;=-]|%[\da-f]{2})+(?::(\d*))?$/i.exec(host);
   return match !== null && Number(match[1] ?? 0) <= 65535;
 }
@@ -250,7 +306,8 @@ function findPath(url: string): string {
 /** Who sent the request. It is looked up once, and only when needed, since reading headers costs. */
 function findClient(exchange: Exchange) {
   if (exchange.client) return exchange.client;
-  const { service: { config }, request: { headers }, peer: { remoteAddr: { hostname } } } = exchange;
+  const { service: { config }, request: { headers }, peer: { remoteAddr: { hostname } } } =
+    exchange;
   return exchange.client = {
     client_ip: findForwarded(headers, config.TRUST_PROXY) ?? normalizeIpv6(hostname) ?? hostname,
     user_agent: headers.get("user-agent") || "unknown",
@@ -272,17 +329,20 @@ function normalizeIpv6(text: string): string | undefined {
   const address = URL.parse(`http://[${text}]`)?.hostname.slice(1, -1);
   const [, high = "", low = ""] = /^::ffff:([\da-f]+):([\da-f]+)$/.exec(address ?? "") ?? [];
   if (high === "") return address;
-  return [high, low].map((part) => parseInt(part, 16)).map((part) => `${part >> 8}.${part & 255}`).join(".");
+  return [high, low].map((part) => parseInt(part, 16)).map((part) => `${part >> 8}.${part & 255}`)
+    .join(".");
 }
 
 // ---- Page ----
 
 function renderPage(facts: Facts, state: keyof typeof BANNERS, url: string): string {
-  const { service: { name, description, ...software }, system, runtime, request, endpoints } = facts;
+  const { service: { name, description, ...software }, system, runtime, request, endpoints } =
+    facts;
   const { hostname, ...machine } = system;
   const { uptime_human, current_time, timezone } = runtime;
   const { mark, color, text } = BANNERS[state];
-  const icon = `<svg xmlns="http://www.w3.org/2000/svg"><circle cx="8" cy="8" r="8" fill="${color}"/></svg>`;
+  const icon =
+    `<svg xmlns="http://www.w3.org/2000/svg"><circle cx="8" cy="8" r="8" fill="${color}"/></svg>`;
   const rows = endpoints.map(({ path, method, description }) =>
     `<tr><td><a href="${path}">${path}</a></td><td>${method}</td><td>${description}</td></tr>`
   );
@@ -308,7 +368,9 @@ ${renderSection(["service", { hostname, uptime_human, ...software }])}
 <p>As JSON: <code>curl "${safeOrigin}/"</code></p></section>
 ${Object.entries({ system: machine, request }).map(renderSection).join("\n")}
 </main>
-<footer>Made at <time datetime="${current_time}">${current_time.slice(0, 19).replace("T", " ")}</time> \
+<footer>Made at <time datetime="${current_time}">${
+    current_time.slice(0, 19).replace("T", " ")
+  }</time> \
 ${timezone}. Reload to renew it. The tooltip of a label is its JSON key.</footer>
 `;
 }
@@ -330,11 +392,23 @@ function escapeHtml(text: unknown): string {
 
 const BANNERS = {
   healthy: { mark: "✓", color: "#186a3b", text: "/health answers 200." },
-  unhealthy: { mark: "✗", color: "#b3261e", text: "A drill: /health answers 503 until SIGUSR2 ends it." },
+  unhealthy: {
+    mark: "✗",
+    color: "#b3261e",
+    text: "A drill: /health answers 503 until SIGUSR2 ends it.",
+  },
   draining: { mark: "↓", color: "#7a4a00", text: "About to stop: /health answers 503." },
-  not_found: { mark: "?", color: "#505860", text: "Nothing is at this address. The endpoints below exist." },
+  not_found: {
+    mark: "?",
+    color: "#505860",
+    text: "Nothing is at this address. The endpoints below exist.",
+  },
 };
-const LABELS: Record<string, string> = { uptime_human: "Uptime", cpu_count: "CPUs", client_ip: "Client IP" };
+const LABELS: Record<string, string> = {
+  uptime_human: "Uptime",
+  cpu_count: "CPUs",
+  client_ip: "Client IP",
+};
 const STYLE = `
 :root { color-scheme: light dark; background: Canvas; font: 1rem/1.5 system-ui, sans-serif }
 body { max-width: 56rem; margin: auto; padding: 1rem; overflow-wrap: anywhere }
@@ -343,14 +417,18 @@ main { grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
 h1, h2, p, dl, dd { margin: 0; font-size: 1rem }
 h1 { font-size: 1.5rem }
 .banner { padding: .5rem; border: solid #0000; border-radius: .5rem; color: #fff; print-color-adjust: exact }
-${Object.entries(BANNERS).map(([name, { color }]) => `.${name} { background: ${color} }`).join("\n")}
+${
+  Object.entries(BANNERS).map(([name, { color }]) => `.${name} { background: ${color} }`).join("\n")
+}
 table { width: 100%; border-spacing: 0; margin-bottom: .5rem }
 div, tr { display: flex; flex-wrap: wrap; gap: 0 1rem; padding: .25rem 0; border-top: 1px solid #8886 }
 dt { flex: 0 1 9rem }
 th, td { flex: 0 1 5rem; padding: 0; text-align: left }
 dd, :is(th, td):last-child { flex: 1 1 10rem }
 dt, th, footer { font-weight: normal; opacity: .75 }`;
-const STYLE_HASH = new Uint8Array(await crypto.subtle.digest("SHA-256", new TextEncoder().encode(STYLE)));
+const STYLE_HASH = new Uint8Array(
+  await crypto.subtle.digest("SHA-256", new TextEncoder().encode(STYLE)),
+);
 const PAGE_HEADERS = {
   "content-type": "text/html; charset=utf-8",
   "content-security-policy": `default-src 'none'; style-src 'sha256-${STYLE_HASH.toBase64()}'; ` +
@@ -366,7 +444,12 @@ const PAGE_HEADERS = {
  * them, lines above the limit are dropped and counted; requests are not affected. `sink` returns how many
  * bytes it wrote. If it throws, the logger tries again: a pipe took none of up to `ATOMIC_BYTES`.
  */
-export function createLogger(config: Config, clock: Clock, sink: Output["write"], telemetry?: Telemetry) {
+export function createLogger(
+  config: Config,
+  clock: Clock,
+  sink: Output["write"],
+  telemetry?: Telemetry,
+) {
   let queue = "";
   let unwritten = new Uint8Array();
   let taken = 0; // bytes until the first failure, which makes it -Infinity
@@ -391,7 +474,8 @@ export function createLogger(config: Config, clock: Clock, sink: Output["write"]
   const format = (level: Level, msg: string, fields: object) => {
     const time = clock.now().current_time;
     if (config.LOG_FORMAT === "json") return stringifySafely({ time, level, msg, ...fields });
-    const show = (value: unknown) => /^[\w.:/-]+$/.test(`${value}`) ? value : stringifySafely(value);
+    const show = (value: unknown) =>
+      /^[\w.:/-]+$/.test(`${value}`) ? value : stringifySafely(value);
     const pairs = Object.entries(fields).map(([key, value]) => ` ${key}=${show(value)}`);
     return `${time} ${level.toUpperCase().padEnd(5)} ${msg}${pairs.join("")}`;
   };
@@ -439,7 +523,10 @@ function stringifySafely(value: unknown): string {
   const json = JSON.stringify(value);
   if (/^[ -~]*$/.test(json)) return json; // most lines are ASCII
   const escapeUnit = (unit: string) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, "0")}`;
-  return json.replace(/[\p{Cc}\p{Cf}\u2028\u2029]/gu, (character) => character.replace(/[^]/g, escapeUnit));
+  return json.replace(
+    /[\p{Cc}\p{Cf}\u2028\u2029]/gu,
+    (character) => character.replace(/[^]/g, escapeUnit),
+  );
 }
 
 /** With `OTEL_DENO` (set at compile time or start), Deno exports as logs only what the console prints. */
@@ -474,8 +561,14 @@ async function serve(config: Config, { stdout, stderr }: Outside): Promise<numbe
   try {
     const listener = openListener(service);
     await Promise.race([listener.lost, stopSignal.then(() => sleep(config.DRAIN_SECONDS * 1000))]);
-    const isInTime = await waitAtMost(config.SHUTDOWN_SECONDS * 1000, listener.stop().then(() => true));
-    log.write(isInTime ? "info" : "warn", isInTime ? "stopped" : "stopped before all requests were finished");
+    const isInTime = await waitAtMost(
+      config.SHUTDOWN_SECONDS * 1000,
+      listener.stop().then(() => true),
+    );
+    log.write(
+      isInTime ? "info" : "warn",
+      isInTime ? "stopped" : "stopped before all requests were finished",
+    );
     return isInTime ? 0 : 1;
   } catch (error) {
     return print(stderr, `cannot listen on ${config.HOST} port ${config.PORT}: ${error}`, 1);
@@ -484,7 +577,10 @@ async function serve(config: Config, { stdout, stderr }: Outside): Promise<numbe
   }
 }
 
-const STOP_SIGNALS = { SIGINT: 2, ...Deno.build.os === "windows" ? { SIGBREAK: 21 } : { SIGTERM: 15 } };
+const STOP_SIGNALS = {
+  SIGINT: 2,
+  ...Deno.build.os === "windows" ? { SIGBREAK: 21 } : { SIGTERM: 15 },
+};
 const REPEATED_SIGNAL_MILLISECONDS = 100;
 const FLUSH_MILLISECONDS = { inOrder: 1000, atOnce: 100 };
 const LISTEN_AGAIN_MILLISECONDS = 200; // between tries; a try that lasts so long has succeeded
@@ -527,7 +623,12 @@ function listenForDrill(service: Service): void {
 /** Opens the port, and opens it again whenever Deno closed it because file descriptors ran out. */
 function openListener(service: Service) {
   const { config, log } = service;
-  const options = { hostname: config.HOST, port: config.PORT, automaticCompression: false, onListen() {} };
+  const options = {
+    hostname: config.HOST,
+    port: config.PORT,
+    automaticCompression: false,
+    onListen() {},
+  };
   const open = () => Deno.serve(options, (request, peer) => handle(service, request, peer));
   let server: Deno.HttpServer<Deno.NetAddr> | undefined = open();
   let isClosing = false;
@@ -535,7 +636,8 @@ function openListener(service: Service) {
   options.port = port; // where 0 picked it, `open` must take the same again
   log.write("info", "listening", { address, port, version: ABOUT.version });
 
-  const waitForFailure = (running = server) => running?.finished.then(() => undefined, (error) => error);
+  const waitForFailure = (running = server) =>
+    running?.finished.then(() => undefined, (error) => error);
   const reopen = async () => await waitForFailure(server = open());
   const keepOpen = async () => {
     for (let failure = await waitForFailure(); failure; failure = await waitForFailure()) {
@@ -596,7 +698,9 @@ async function probe({ HOST, PORT }: Config, { stdout }: Outside): Promise<numbe
   const found = await waitAtMost(PROBE_SECONDS * 1000, askHealth(hostname, PORT).catch(String)) ??
     `no answer within ${PROBE_SECONDS} seconds`;
   const line = found.replace(/[^\x20-\x7e]+/g, " ").trim().slice(0, 200); // any program may have answered
-  return /^200\b/.test(line) ? print(stdout, line, 0) : print(stdout, `${hostname} port ${PORT}: ${line}`, 1);
+  return /^200\b/.test(line)
+    ? print(stdout, line, 0)
+    : print(stdout, `${hostname} port ${PORT}: ${line}`, 1);
 }
 
 /** Uses a socket: `fetch` would go through `HTTP_PROXY`, and costs more. */

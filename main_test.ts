@@ -12,7 +12,15 @@ import {
   assertMatch,
   assertThrows,
 } from "@std/assert";
-import { type Config, createClock, createLogger, handle, main, parseConfig, type Service } from "./main.ts";
+import {
+  type Config,
+  createClock,
+  createLogger,
+  handle,
+  main,
+  parseConfig,
+  type Service,
+} from "./main.ts";
 import project from "./deno.json" with { type: "json" };
 import {
   ALLOW,
@@ -77,7 +85,11 @@ const VALUES: [keyof Config, string, string[], string[]][] = [
     ["0", "1", "8080", "65535"],
     ["65536", "-1", "5000.5", "http", "0x1F", " 80", "1e3", "000080"],
   ],
-  ["LOG_LEVEL", "debug, info, warn, error", ["debug", "info", "warn", "error"], ["INFO", "trace", "0"]],
+  ["LOG_LEVEL", "debug, info, warn, error", ["debug", "info", "warn", "error"], [
+    "INFO",
+    "trace",
+    "0",
+  ]],
   ["LOG_FORMAT", "json, text", ["json", "text"], ["xml", "JSON"]],
   ["TRUST_PROXY", "a whole number from 0 to 16", ["0", "1", "16"], ["17", "-1", "true"]],
   ["DRAIN_SECONDS", "a whole number from 0 to 300", ["0", "300"], ["301", "5s", "1.5"]],
@@ -106,7 +118,13 @@ Deno.test("parseConfig() takes an empty variable, Deno's own too, for one that i
 
 Deno.test("parseConfig() names every bad variable, one line each, whatever is in the value", () => {
   const { message } = assertThrows(
-    () => parse({ PORT: "a\nb\x9b", LOG_LEVEL: "loud", TRUST_PROXY: "1", DENO_SERVE_ADDRESS: "c\nd\x9b" }),
+    () =>
+      parse({
+        PORT: "a\nb\x9b",
+        LOG_LEVEL: "loud",
+        TRUST_PROXY: "1",
+        DENO_SERVE_ADDRESS: "c\nd\x9b",
+      }),
     RangeError,
   );
   assertMatch(
@@ -252,7 +270,12 @@ Deno.test("handle() makes a new answer for each service, client and millisecond"
     const answer = await handle(service, get("/", { "user-agent": agent }), from("::1")).json();
     const { timestamp } = await handle(service, get("/health"), from("::1")).json();
     assertEquals(answer.runtime.current_time, timestamp);
-    return [answer.system.hostname, answer.request.user_agent, answer.request.path, timestamp.slice(17, 23)];
+    return [
+      answer.system.hostname,
+      answer.request.user_agent,
+      answer.request.path,
+      timestamp.slice(17, 23),
+    ];
   };
   for (const hostname of ["", '"', '"request":null', "request", "\\"]) {
     const { service, time } = serviceFor();
@@ -330,7 +353,14 @@ const NO_ADDRESSES = [
     "[2001:db8::7",
     "[2001:db8::7]x",
   ],
-  ...["198.51.100.9, garbage", "203.0.113.256", "203.0.113", "203.0.113.7.8", "203..113.7", "203.0.113.007"],
+  ...[
+    "198.51.100.9, garbage",
+    "203.0.113.256",
+    "203.0.113",
+    "203.0.113.7.8",
+    "203..113.7",
+    "203.0.113.007",
+  ],
   ...[
     "0xcb.0.113.7",
     "2001:db8::7::1",
@@ -377,7 +407,10 @@ for (
   Deno.test(`handle() sees ${expected} through ${proxies} proxies and "${forwarded}"`, async () => {
     const { service, log, lines } = serviceFor({ TRUST_PROXY: proxies });
     const request = get("/", { "x-forwarded-for": forwarded });
-    assertEquals((await handle(service, request, from("192.0.2.1")).json()).request.client_ip, expected);
+    assertEquals(
+      (await handle(service, request, from("192.0.2.1")).json()).request.client_ip,
+      expected,
+    );
     await log.flush(1000);
     assertEquals(JSON.parse(lines[0]!).client_ip, expected, "the log");
   });
@@ -471,7 +504,11 @@ async function runMain(args: string[], env: Record<string, string> | Error = {},
 Deno.test("main() prints version and help in any environment, even if nobody reads", async () => {
   const version = `devops-info-service ${project.version}`;
   for (const env of [{}, { PORT: "bad" }, new Deno.errors.NotCapable()]) {
-    assertEquals(await runMain(["--version"], env), { code: 0, stdout: `${version}\n`, stderr: "" });
+    assertEquals(await runMain(["--version"], env), {
+      code: 0,
+      stdout: `${version}\n`,
+      stderr: "",
+    });
     const { code, stdout, stderr } = await runMain(["--help"], env);
     assertEquals([code, stderr], [0, ""]);
     const lines = stdout.split("\n").map((line) => line.trim().replaceAll(/  +/g, "  "));
@@ -497,7 +534,11 @@ Deno.test("main() prints version and help in any environment, even if nobody rea
 });
 
 Deno.test("main() refuses any other argument, and names it on one line", async () => {
-  for (const args of [["--nonsense"], ["serve"], ["--help", "--version"], ["--health", "x"], [""], ["\n"]]) {
+  for (
+    const args of [["--nonsense"], ["serve"], ["--help", "--version"], ["--health", "x"], [""], [
+      "\n",
+    ]]
+  ) {
     assertEquals(await runMain(args), {
       code: 2,
       stdout: "",
@@ -546,16 +587,28 @@ for (const form of CONTRACT_FORMS) {
     assertEquals(rest.service.version, project.version);
     if (!form.isImage) assertEquals(rest.system.hostname, Deno.hostname());
     assertEquals(rest.system.platform_version, Deno.osRelease());
-    assertEquals(rest.system.architecture, form.name.startsWith("arm64") ? "aarch64" : Deno.build.arch);
+    assertEquals(
+      rest.system.architecture,
+      form.name.startsWith("arm64") ? "aarch64" : Deno.build.arch,
+    );
     assertEquals(rest.system.cpu_count, navigator.hardwareConcurrency);
-    const platforms: Record<string, string> = { linux: "Linux", darwin: "Darwin", windows: "Windows" };
+    const platforms: Record<string, string> = {
+      linux: "Linux",
+      darwin: "Darwin",
+      windows: "Windows",
+    };
     assertEquals(rest.system.platform, platforms[Deno.build.os]);
     assertMatch(rest.system.deno_version, /^\d+\.\d+\.\d+$/);
     assertMatch(rest.runtime.current_time, RFC_3339);
     assertAlmostEquals(Date.parse(rest.runtime.current_time), Date.now(), 60_000);
     assert(Number.isInteger(rest.runtime.uptime_seconds), "whole seconds");
     assertLess(rest.runtime.uptime_seconds, 60);
-    assertEquals(rest.request, { client_ip: "127.0.0.1", user_agent: "suite/1.0", method: "GET", path: "/" });
+    assertEquals(rest.request, {
+      client_ip: "127.0.0.1",
+      user_agent: "suite/1.0",
+      method: "GET",
+      path: "/",
+    });
     assertEquals(endpoints, [
       { path: "/", method: "GET", description: "Service information" },
       { path: "/health", method: "GET", description: "Health check" },
@@ -571,7 +624,10 @@ for (const form of CONTRACT_FORMS) {
     const seconds = (Date.parse(later.timestamp) - Date.parse(first.timestamp)) / 1000;
     assertAlmostEquals(later.uptime_seconds - first.uptime_seconds, seconds, 1);
     const text = await (await fetch(`${service.url}/health?x`)).text();
-    assertMatch(text, /^{"status":"healthy","timestamp":"\d{4}-\d\d-\d\dT[\d:.]+Z","uptime_seconds":\d+}\n$/);
+    assertMatch(
+      text,
+      /^{"status":"healthy","timestamp":"\d{4}-\d\d-\d\dT[\d:.]+Z","uptime_seconds":\d+}\n$/,
+    );
     const { runtime } = await (await fetch(service.url)).json();
     assertAlmostEquals(runtime.uptime_seconds, later.uptime_seconds, 10);
   });
@@ -581,9 +637,13 @@ for (const form of CONTRACT_FORMS) {
     const times = new Set<string>();
     const begun = performance.now();
     for (let n = 0; n < 20; n++) {
-      const [path, pattern] = n % 2 ? ["/", /"current_time":"(.*?)"/] : ["/health", /"timestamp":"(.*?)"/];
+      const [path, pattern] = n % 2
+        ? ["/", /"current_time":"(.*?)"/]
+        : ["/health", /"timestamp":"(.*?)"/];
       times.add(
-        (pattern as RegExp).exec((await sendRaw(service.port, formatRequest(path as string))).body)![1]!,
+        (pattern as RegExp).exec(
+          (await sendRaw(service.port, formatRequest(path as string))).body,
+        )![1]!,
       );
       await sleep(2);
     }
@@ -630,7 +690,10 @@ for (const form of CONTRACT_FORMS) {
       ] as const
     ) {
       const about = `${method} ${target}`;
-      const { status, headers, body } = await sendRaw(service.port, formatRequest(target, { method }));
+      const { status, headers, body } = await sendRaw(
+        service.port,
+        formatRequest(target, { method }),
+      );
       assertEquals(status, expected, about);
       assertEquals(headers.get("cache-control"), "no-store", about);
       assertEquals(headers.get("x-content-type-options"), "nosniff", about);
@@ -666,7 +729,9 @@ for (const form of CONTRACT_FORMS) {
           assertEquals(head?.headers.get("content-length"), String(got.body.length), about);
           assertEquals([head?.status, got.status], [expected, expected], about);
           // no content comes: the connection closes, or the next answer follows at once
-          if (version === "HTTP/1.1") await connection.send(formatRequest("/", { version: "HTTP/1.0" }));
+          if (version === "HTTP/1.1") {
+            await connection.send(formatRequest("/", { version: "HTTP/1.0" }));
+          }
           const rest = await connection.receiveAll();
           assertMatch(rest, version === "HTTP/1.1" ? /^HTTP\/1\.0 200 / : /^$/, about);
         }
@@ -701,7 +766,9 @@ for (const form of CONTRACT_FORMS) {
         ["GET", "/", 200],
         ["GET", "/health", 200],
         ["GET", OTHER_PATH, 404],
-        ...["POST", "PUT", "PATCH", "TRACE", "CONNECT", "BREW"].map((method) => [method, "/", 405] as const),
+        ...["POST", "PUT", "PATCH", "TRACE", "CONNECT", "BREW"].map((method) =>
+          [method, "/", 405] as const
+        ),
         ["DELETE", "/health", 405],
         ["OPTIONS", "/health", 204],
       ] as const
@@ -716,7 +783,12 @@ for (const form of CONTRACT_FORMS) {
   test("an :authority of HTTP/2 reaches no route that was not asked for", async () => {
     const service = await share(form);
     for (const authority of [...BAD_HOSTS, "x/health"]) {
-      for (const [path, other] of [["/", '"healthy"'], ["/health", '"endpoints"'], ["/x", '{"s']] as const) {
+      for (
+        const [path, other] of [["/", '"healthy"'], ["/health", '"endpoints"'], [
+          "/x",
+          '{"s',
+        ]] as const
+      ) {
         const received = await sendFrames(service.port, [
           [":method", "GET"],
           [":scheme", "http"],
@@ -739,12 +811,18 @@ for (const form of CONTRACT_FORMS) {
       }
     }
     for (const host of GOOD_HOSTS) {
-      const { status } = await sendRaw(service.port, formatRequest("/", { host: `Host: ${host}\r\n` }));
+      const { status } = await sendRaw(
+        service.port,
+        formatRequest("/", { host: `Host: ${host}\r\n` }),
+      );
       assertEquals(status, 200, host);
     }
     // the runtime does not say which version a request is of, and HTTP/1.0 needs no Host
     for (const version of ["HTTP/1.0", "HTTP/1.1"]) {
-      const { status } = await sendRaw(service.port, formatRequest("/health", { version, host: "" }));
+      const { status } = await sendRaw(
+        service.port,
+        formatRequest("/health", { version, host: "" }),
+      );
       assertEquals(status, 200, version);
     }
   });
@@ -931,7 +1009,9 @@ for (const form of CONTRACT_FORMS) {
       }
       assert(await isRefused(port), "nothing may listen");
       const codings: (string | null)[] = [];
-      for (const env of [{}, { DENO_SERVE_AUTOMATIC_COMPRESSION: "1" }] as Record<string, string>[]) {
+      for (
+        const env of [{}, { DENO_SERVE_AUTOMATIC_COMPRESSION: "1" }] as Record<string, string>[]
+      ) {
         await using service = await start(form, env);
         using connection = await connect(service.port);
         await connection.send(
@@ -948,13 +1028,22 @@ for (const form of CONTRACT_FORMS) {
 
   // ---- Disk ----
 
-  test("it writes nothing to disk", async () => {
-    const folder = makeTempPath("home");
-    await Deno.mkdir(folder);
-    await using service = await start(form, { TMPDIR: folder, HOME: folder, XDG_CACHE_HOME: folder });
-    await probe(service.port);
-    service.kill("SIGTERM");
-    assertEquals(await service.waitForCode(), 0);
-    assertEquals([...Deno.readDirSync(folder)], []);
-  }, form.name !== "executable" && (form.isImage ? "it runs read-only" : "a source run caches its source"));
+  test(
+    "it writes nothing to disk",
+    async () => {
+      const folder = makeTempPath("home");
+      await Deno.mkdir(folder);
+      await using service = await start(form, {
+        TMPDIR: folder,
+        HOME: folder,
+        XDG_CACHE_HOME: folder,
+      });
+      await probe(service.port);
+      service.kill("SIGTERM");
+      assertEquals(await service.waitForCode(), 0);
+      assertEquals([...Deno.readDirSync(folder)], []);
+    },
+    form.name !== "executable" &&
+      (form.isImage ? "it runs read-only" : "a source run caches its source"),
+  );
 }

@@ -45,8 +45,10 @@ function readPage() {
 /** What sticks out of the box around it, scrolls, or breaks over lines where it must not; read in the page. */
 function findBroken(textSize: number): string[] {
   const found = new Set<string>();
-  const sticksOut = (inner: { left: number; right: number }, outer: { left: number; right: number }) =>
-    inner.left < outer.left - 1 || inner.right > outer.right + 1;
+  const sticksOut = (
+    inner: { left: number; right: number },
+    outer: { left: number; right: number },
+  ) => inner.left < outer.left - 1 || inner.right > outer.right + 1;
   for (const element of document.body.querySelectorAll("*")) {
     const name = `<${element.localName}> ${element.textContent?.trim().slice(0, 30)}`;
     const box = element.getBoundingClientRect();
@@ -55,7 +57,9 @@ function findBroken(textSize: number): string[] {
     const lines = [...content.getClientRects()];
     if (lines.some((line) => sticksOut(line, box))) found.add(`text out of ${name}`);
     for (let around = element.parentElement; around !== null; around = around.parentElement) {
-      if (sticksOut(box, around.getBoundingClientRect())) found.add(`${name} out of <${around.localName}>`);
+      if (sticksOut(box, around.getBoundingClientRect())) {
+        found.add(`${name} out of <${around.localName}>`);
+      }
     }
     if (element.clientWidth > 0 && element.scrollWidth > element.clientWidth + 1) {
       found.add(`${name} scrolls`);
@@ -76,7 +80,9 @@ function findPale(): string[] {
     const { color, printColorAdjust } = getComputedStyle(element);
     const parts = (color.match(/\d+/g) ?? []).slice(0, 3).map(Number);
     return printColorAdjust !== "exact" && parts.every((part) => part > 128);
-  }).map(({ localName, textContent }) => `<${localName}> ${textContent?.trim().slice(0, 30)} is too pale`);
+  }).map(({ localName, textContent }) =>
+    `<${localName}> ${textContent?.trim().slice(0, 30)} is too pale`
+  );
 }
 
 /** A pixel of a picture, near its top left, as red, green, blue. */
@@ -89,7 +95,9 @@ async function readPixel(url: string) {
   return [...context.getImageData(8, 8, 1, 1).data].slice(0, 3);
 }
 
-const { executablePath, folder, exitScript, visits }: Input = await new Response(Deno.stdin.readable).json();
+const { executablePath, folder, exitScript, visits }: Input = await new Response(
+  Deno.stdin.readable,
+).json();
 const browser = await puppeteer.launch({
   executablePath,
   userDataDir: `${folder}/profile`,
@@ -109,7 +117,9 @@ try {
     page.on("requestfailed", (request) => complaints.push(`${request.url()} failed`));
     page.on("request", (request) => {
       const other = request.url();
-      if (other !== new URL(url).href && !other.startsWith("data:")) complaints.push(`asks for ${other}`);
+      if (other !== new URL(url).href && !other.startsWith("data:")) {
+        complaints.push(`asks for ${other}`);
+      }
     });
     const session = await page.createCDPSession();
     await session.send("Emulation.setEmulatedMedia", { features: [SCHEMES[scheme]] });
@@ -118,10 +128,15 @@ try {
     await page.goto(url);
     await page.evaluate(`document.documentElement.style.fontSize = "${textSize}%"`);
     const png = await page.screenshot({ encoding: "base64" });
-    const view = { ...await page.evaluate(readPage), broken: await page.evaluate(findBroken, textSize) };
+    const view = {
+      ...await page.evaluate(readPage),
+      broken: await page.evaluate(findBroken, textSize),
+    };
     await page.evaluate(axe.source);
     const { violations, passes } = await page.evaluate("axe.run(document)") as axe.AxeResults;
-    const barriers = violations.flatMap(({ id, nodes }) => nodes.map(({ html }) => `${id}: ${html}`));
+    const barriers = violations.flatMap(({ id, nodes }) =>
+      nodes.map(({ html }) => `${id}: ${html}`)
+    );
     let sheets = 0;
     if (isPrinted) {
       await page.emulateMediaType("print");

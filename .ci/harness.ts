@@ -150,7 +150,10 @@ export interface Outcome {
 }
 
 /** Runs a program to its end, whatever the end is. */
-export async function runProgram(command: readonly string[], options: ProgramOptions = {}): Promise<Outcome> {
+export async function runProgram(
+  command: readonly string[],
+  options: ProgramOptions = {},
+): Promise<Outcome> {
   const [program, ...args] = command;
   const { DENO_COVERAGE_DIR: _, ...inherited } = Deno.env.toObject(); // only the service's coverage counts
   const child = new Deno.Command(program!, {
@@ -169,7 +172,9 @@ export async function runProgram(command: readonly string[], options: ProgramOpt
       await new Blob([options.input]).stream().pipeTo(child.stdin).catch(() => {}); // it may not read all
     }
     const output = await waitFor(child.output(), () => `the end of ${command.join(" ")}`, 120);
-    const [stdout, stderr] = [output.stdout, output.stderr].map((bytes) => new TextDecoder().decode(bytes));
+    const [stdout, stderr] = [output.stdout, output.stderr].map((bytes) =>
+      new TextDecoder().decode(bytes)
+    );
     return { code: output.code, stdout: stdout!, stderr: stderr! };
   } finally {
     forget();
@@ -177,7 +182,10 @@ export async function runProgram(command: readonly string[], options: ProgramOpt
 }
 
 /** Runs a program that must succeed and gives what it prints. */
-export async function readOutput(command: readonly string[], options?: ProgramOptions): Promise<string> {
+export async function readOutput(
+  command: readonly string[],
+  options?: ProgramOptions,
+): Promise<string> {
   const { code, stdout, stderr } = await runProgram(command, options);
   if (code !== 0) throw new Error(`${command.join(" ")}: exit code ${code}: ${stdout}${stderr}`);
   return stdout.trim();
@@ -256,13 +264,18 @@ export interface Limits {
 }
 
 /** The form of a command that is the service. */
-export function makeProcessForm(name: string, getCommand: () => string[] | Promise<string[]>): Form {
+export function makeProcessForm(
+  name: string,
+  getCommand: () => string[] | Promise<string[]>,
+): Form {
   return {
     name,
     isImage: false,
     async command(_env, _container, { descriptors }) {
       const command = await getCommand();
-      return descriptors ? ["sh", "-c", `ulimit -n ${descriptors} && exec "$0" "$@"`, ...command] : command;
+      return descriptors
+        ? ["sh", "-c", `ulimit -n ${descriptors} && exec "$0" "$@"`, ...command]
+        : command;
     },
   };
 }
@@ -271,7 +284,11 @@ export function makeProcessForm(name: string, getCommand: () => string[] | Promi
 export function wrapForm(form: Form, program: readonly string[]): Form {
   return {
     ...form,
-    command: async (env, container, limits) => [...program, ...await form.command(env, container, limits)],
+    command: async (
+      env,
+      container,
+      limits,
+    ) => [...program, ...await form.command(env, container, limits)],
   };
 }
 
@@ -281,14 +298,29 @@ export function inTerminal(form: Form, output = ""): Form {
     ...form,
     command: async (env, container, limits) => {
       const command = await form.command(env, container, limits);
-      return ["script", "--quiet", "--return", "--command", `${command.join(" ")} ${output}`, "/dev/null"];
+      return [
+        "script",
+        "--quiet",
+        "--return",
+        "--command",
+        `${command.join(" ")} ${output}`,
+        "/dev/null",
+      ];
     },
   };
 }
 
 /** How an image is run, and how the README says to. */
 export const HARDENED = [
-  ...["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--pids-limit", "64"],
+  ...[
+    "--read-only",
+    "--cap-drop",
+    "ALL",
+    "--security-opt",
+    "no-new-privileges",
+    "--pids-limit",
+    "64",
+  ],
 ];
 
 function makeImageForm(name: string, image: string, options: (limits: Limits) => string[]): Form {
@@ -350,7 +382,9 @@ function makeEmulatedForm(name: string, image: string, platform: string): Form {
 
 /** Why a test with many runs is left out; nothing where it is not. */
 export function findSlowness({ isEmulated }: Form): string | undefined {
-  return isEmulated ? "emulation takes time, and the processor makes no difference here" : undefined;
+  return isEmulated
+    ? "emulation takes time, and the processor makes no difference here"
+    : undefined;
 }
 
 /** The forms that can export telemetry. */
@@ -654,13 +688,25 @@ export const GOOD_HOSTS = [
   "a_b",
 ];
 export const BAD_HOSTS = [
-  ...["x/health?", "x?", "x#", "user@x", "user:password@x", "a b", "x:80:80", "x:port", "[::1", "::1"],
+  ...[
+    "x/health?",
+    "x?",
+    "x#",
+    "user@x",
+    "user:password@x",
+    "a b",
+    "x:80:80",
+    "x:port",
+    "[::1",
+    "::1",
+  ],
   ...["x/health", "%41/x", "x<y", "x:99999", "x:65536", "x:123456", "[::1]:99999", "[::1]x"],
   ...["http://x", "[zz]", "[:::::]", "[]", "a%zz", ":80", "", "\xe9", "\\x"],
 ];
 
 /** What a browser accepts. */
-export const BROWSER_ACCEPT = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8";
+export const BROWSER_ACCEPT =
+  "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8";
 
 /** User agents that try to be markup. */
 export const HOSTILE_AGENTS = [

@@ -15,7 +15,8 @@ export interface RequestParts {
 /** The text of a request, in which a character is a byte. */
 export function formatRequest(
   target: string,
-  { method = "GET", version = "HTTP/1.1", host = "Host: x\r\n", fields = "", body = "" }: RequestParts = {},
+  { method = "GET", version = "HTTP/1.1", host = "Host: x\r\n", fields = "", body = "" }:
+    RequestParts = {},
 ): string {
   return `${method} ${target} ${version}\r\n${host}${fields}\r\n${body}`;
 }
@@ -76,7 +77,9 @@ export class Connection implements Disposable {
     if (length === null) return false;
     // in parts, since a call takes only so many arguments
     for (let at = 0; at < length; at += 8192) {
-      this.received += String.fromCharCode(...this.#buffer.subarray(at, Math.min(length, at + 8192)));
+      this.received += String.fromCharCode(
+        ...this.#buffer.subarray(at, Math.min(length, at + 8192)),
+      );
     }
     return true;
   }
@@ -219,7 +222,10 @@ function formatFrame(type: number, flags: number, stream: number, payload = ""):
 }
 
 /** The header frame that is a whole request. Each name and value is literal, and shorter than 127 bytes. */
-export function formatHeaders(stream: number, fields: readonly (readonly [string, string])[]): string {
+export function formatHeaders(
+  stream: number,
+  fields: readonly (readonly [string, string])[],
+): string {
   const literal = (text: string) => String.fromCharCode(text.length) + text;
   const payload = fields.map(([name, value]) => "\0" + literal(name) + literal(value)).join("");
   return formatFrame(1, 5, stream, payload); // END_STREAM and END_HEADERS

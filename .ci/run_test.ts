@@ -48,7 +48,9 @@ interface Behaviour {
 }
 
 /** Runs the script and gives what came of it, and the calls it made. */
-async function runScript({ failing = "none", failingOnce = "none", different = "none" }: Behaviour) {
+async function runScript(
+  { failing = "none", failingOnce = "none", different = "none" }: Behaviour,
+) {
   const folder = makeTempPath("ci");
   const project = `${folder}/parent/project`;
   const calls = `${folder}/calls`;
@@ -112,16 +114,25 @@ test(".ci/run stops at the first failure, whatever fails", async () => {
     const pattern = new RegExp(`^${failing.replaceAll("\\", "").replaceAll("*", ".*")}$`);
     const failed = calls.findIndex((call) => pattern.test(call));
     assert(failed >= 0, `no ${failing} in:\n${calls.join("\n")}`);
-    assertEquals(calls.slice(failed + 1).filter((call) => /^npx|^docker build/.test(call)), [], failing);
+    assertEquals(
+      calls.slice(failed + 1).filter((call) => /^npx|^docker build/.test(call)),
+      [],
+      failing,
+    );
   }));
 }, lacksBash);
 
 const DIFFERENT = ["docker\\ image\\ inspect\\ --format*", "docker\\ cp*", "npx*task\\ compile"];
 
 test(".ci/run bounds and repeats what libfaketime may hang", async () => {
-  const { code, calls, stdout, stderr } = await runScript({ failingOnce: "timeout*\\ task\\ compile" });
+  const { code, calls, stdout, stderr } = await runScript({
+    failingOnce: "timeout*\\ task\\ compile",
+  });
   assertEquals(code, 0, stdout + stderr);
-  assertEquals(calls.filter((call) => call.startsWith("timeout --signal=KILL 60 faketime ")).length, 2);
+  assertEquals(
+    calls.filter((call) => call.startsWith("timeout --signal=KILL 60 faketime ")).length,
+    2,
+  );
 }, lacksBash);
 
 test(".ci/run fails where two images or executables differ", async () => {

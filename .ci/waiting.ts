@@ -64,7 +64,10 @@ export async function waitUntil<T>(
  * @param trial gives one
  * @returns the first result that is right, or else the last
  */
-export async function repeatUntil<T>(isRight: (result: T) => boolean, trial: () => Promise<T>): Promise<T> {
+export async function repeatUntil<T>(
+  isRight: (result: T) => boolean,
+  trial: () => Promise<T>,
+): Promise<T> {
   let result = await trial();
   for (let again = 0; again < 4 && !isRight(result); again++) result = await trial();
   return result;

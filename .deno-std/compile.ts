@@ -23,7 +23,8 @@ async function copy(from: string, to: string): Promise<void> {
 
 /** Copies std from npm's cache and returns the flags that take it from there. */
 async function copyStd(flags: readonly string[], folder: string): Promise<string[]> {
-  const script = "import './.deno-std/modules.ts'; console.log(import.meta.resolve('@std/http/status'))";
+  const script =
+    "import './.deno-std/modules.ts'; console.log(import.meta.resolve('@std/http/status'))";
   const deno = new Deno.Command(Deno.execPath(), {
     args: ["eval", "--quiet", ...flags, script],
     // or telemetry takes the line that is read here
@@ -48,7 +49,14 @@ try {
   const std = fromNpm.length > 0 ? await copyStd(fromNpm, folder) : [];
   const options = [...std, ...SERVICE_FLAGS, `--config=${folder}/deno.json`];
   const { code } = await new Deno.Command(Deno.execPath(), {
-    args: ["compile", ...options, "--output", "dist/devops-info-service", ...Deno.args, `${folder}/main.ts`],
+    args: [
+      "compile",
+      ...options,
+      "--output",
+      "dist/devops-info-service",
+      ...Deno.args,
+      `${folder}/main.ts`,
+    ],
   }).spawn().status;
   Deno.exitCode = code;
 } catch (error) {

@@ -65,18 +65,25 @@ test("the final stage runs the executable, as a user without rights, with a prob
   assertEquals(findAll(final, "USER"), ["65532:65532"]);
   assertEquals(findAll(final, "EXPOSE"), ["5000"]);
   assertEquals(findAll(final, "ENTRYPOINT"), ['["/devops-info-service"]']);
-  for (const name of ["CMD", "RUN", "ADD", "VOLUME", "WORKDIR"]) assertEquals(findAll(final, name), [], name);
+  for (const name of ["CMD", "RUN", "ADD", "VOLUME", "WORKDIR"]) {
+    assertEquals(findAll(final, name), [], name);
+  }
 
   const env = findAll(final, "ENV").join(" ").split(" ").map((entry) => entry.split("="));
   const { DENO_USE_CGROUPS, OTEL_EXPORTER_OTLP_TIMEOUT, ...others } = Object.fromEntries(env);
   assertEquals([DENO_USE_CGROUPS, others], ["1", {}]);
-  assertLess(Number(OTEL_EXPORTER_OTLP_TIMEOUT), 2000, "in milliseconds, below what a probe may take");
+  assertLess(
+    Number(OTEL_EXPORTER_OTLP_TIMEOUT),
+    2000,
+    "in milliseconds, below what a probe may take",
+  );
 });
 
 test("the probe runs often, and Docker gives it longer than it gives itself", () => {
   const [healthcheck = ""] = findAll(parseDockerfile().at(-1)!, "HEALTHCHECK");
   assertMatch(healthcheck, / CMD \["\/devops-info-service", "--health"\]$/);
-  const read = (option: string) => Number(new RegExp(`--${option}=(\\d+)s?\\b`).exec(healthcheck)?.[1]);
+  const read = (option: string) =>
+    Number(new RegExp(`--${option}=(\\d+)s?\\b`).exec(healthcheck)?.[1]);
   const [, limit] = /const PROBE_SECONDS = (\d+);/.exec(readText("main.ts"))!;
   assertGreater(read("timeout"), Number(limit), "timeout");
   assertGreater(read("interval"), read("timeout"), "interval");
@@ -96,7 +103,10 @@ test("the builder compiles for the target on the machine's own processor, withou
   const commands = findAll(builder!, "RUN").join("\n");
   assertStringIncludes(commands, "deno task compile --target");
   for (
-    const [arch, target] of [["amd64", "x86_64-unknown-linux-gnu"], ["arm64", "aarch64-unknown-linux-gnu"]]
+    const [arch, target] of [["amd64", "x86_64-unknown-linux-gnu"], [
+      "arm64",
+      "aarch64-unknown-linux-gnu",
+    ]]
   ) {
     assertStringIncludes(commands, `${arch}) echo ${target} ;;`);
   }
@@ -106,7 +116,11 @@ test("the builder compiles for the target on the machine's own processor, withou
     "another processor is refused",
   );
   assertMatch(commands, /if \[ "\$OTEL_DENO" = true \]; then export OTEL_DENO_CONSOLE=replace; fi/);
-  assertMatch(commands, /touch --date @0 dist\/devops-info-service$/, "the same layer from any clone");
+  assertMatch(
+    commands,
+    /touch --date @0 dist\/devops-info-service$/,
+    "the same layer from any clone",
+  );
 });
 
 test("the document quotes the lines of the Dockerfile, in their order", () => {
@@ -156,7 +170,14 @@ async function listFiles(name: string) {
   } finally {
     await docker("rm", container);
   }
-  const list = await readOutput(["tar", "--list", "--verbose", "--numeric-owner", "--file", archive]);
+  const list = await readOutput([
+    "tar",
+    "--list",
+    "--verbose",
+    "--numeric-owner",
+    "--file",
+    archive,
+  ]);
   return new Map(
     list.split("\n").map((line) => {
       const [mode = "", owner = "", _size, _day, _time, path = ""] = line.split(/\s+/);
@@ -175,10 +196,20 @@ test("image: adds one file to its base, root's and writable by nobody", async (c
 }, lacksImage);
 
 test("image: SIGUSR2 takes Docker from healthy to unhealthy and back", async () => {
-  await using container = await runContainer("--health-interval", "1s", "--health-retries", "1", image);
+  await using container = await runContainer(
+    "--health-interval",
+    "1s",
+    "--health-retries",
+    "1",
+    image,
+  );
   const { name } = container;
   const waitForHealth = (expected: string) =>
-    waitUntil(expected, () => inspect(".State.Health.Status", name), (status) => status === expected);
+    waitUntil(
+      expected,
+      () => inspect(".State.Health.Status", name),
+      (status) => status === expected,
+    );
   await waitForHealth("healthy");
   await docker("kill", "--signal", "USR2", name);
   await waitForHealth("unhealthy");
@@ -213,7 +244,12 @@ for (const [user, host] of [["65532:65532", "0.0.0.0"], ["12345:54321", "::"]] a
 }
 
 test("arm64 image: docker stop ends it in order", async () => {
-  await using container = await runContainer("--platform", "linux/arm64", ...HARDENED, ARM64_IMAGE!);
+  await using container = await runContainer(
+    "--platform",
+    "linux/arm64",
+    ...HARDENED,
+    ARM64_IMAGE!,
+  );
   const readLog = () => docker("logs", container.name);
   await waitUntil("the start", readLog, (log) => log.includes('"msg":"listening"'));
   await docker("stop", container.name);

@@ -48,7 +48,9 @@ function findOperation(method: string, path: string): Node {
 /** Follows a reference, where there is one. */
 function resolve(node: Node): Node {
   if (!node?.$ref) return node;
-  return resolve(node.$ref.slice(2).split("/").reduce((node: Node, key: string) => node[key], OPENAPI));
+  return resolve(
+    node.$ref.slice(2).split("/").reduce((node: Node, key: string) => node[key], OPENAPI),
+  );
 }
 
 for (const form of FORMS) {
@@ -58,7 +60,11 @@ for (const form of FORMS) {
     const spoilt: Check[] = []; // headers that are almost as they should be
     const seen = new Set<string>();
 
-    const check = async (method: string, path: string, parts: { host?: string; fields?: string }) => {
+    const check = async (
+      method: string,
+      path: string,
+      parts: { host?: string; fields?: string },
+    ) => {
       const about = `${method} ${path} ${JSON.stringify(parts)}`;
       const { status, headers, body } = await sendRaw(
         service.port,
@@ -71,7 +77,9 @@ for (const form of FORMS) {
       seen.add(`${operation.operationId ?? operation.summary} ${status} ${body && type}`);
 
       const documented = new Map<string, Node>(
-        Object.entries(response.headers ?? {}).map(([name, header]) => [name.toLowerCase(), resolve(header)]),
+        Object.entries(response.headers ?? {}).map((
+          [name, header],
+        ) => [name.toLowerCase(), resolve(header)]),
       );
       for (const [name, { required, schema }] of documented) {
         if (required) assert(headers.has(name), `${about}: no ${name}`);
@@ -86,7 +94,10 @@ for (const form of FORMS) {
       assertEquals([...headers.keys()].filter((name) => !known.has(name)), [], about);
 
       if (body === "") return assertEquals(response.content, undefined, `${about}: no content`);
-      assertEquals(headers.get("content-type"), type === "text/html" ? `${type}; charset=utf-8` : type);
+      assertEquals(
+        headers.get("content-type"),
+        type === "text/html" ? `${type}; charset=utf-8` : type,
+      );
       const media = response.content?.[type];
       assert(media, `${about}: ${type} is not documented`);
       const value = type === "application/json" ? JSON.parse(body) : body;
@@ -113,7 +124,10 @@ for (const form of FORMS) {
     await service.waitForOutput(/"msg":"draining"/);
     await checkAll();
 
-    const items = [...Object.values(OPENAPI.paths), ...Object.values(OPENAPI.components.pathItems)] as Node[];
+    const items = [
+      ...Object.values(OPENAPI.paths),
+      ...Object.values(OPENAPI.components.pathItems),
+    ] as Node[];
     const promised = items.flatMap((item) => Object.values(item) as Node[])
       .filter(({ responses }) => responses)
       .flatMap(({ operationId, summary, responses }) =>
@@ -184,7 +198,12 @@ function spoilText(text: string, path: string): unknown[] {
   if (FREE_TEXTS.some((name) => path.endsWith(name))) return [1];
   const others = ["other", "", `${text} `, null];
   if (!text.endsWith("Z")) return others;
-  return [...others, text.replace(/-\d\d-/, "-13-"), text.replace(".000", ""), text.replace("Z", "+00:00")];
+  return [
+    ...others,
+    text.replace(/-\d\d-/, "-13-"),
+    text.replace(".000", ""),
+    text.replace("Z", "+00:00"),
+  ];
 }
 
 test("every example is as its schema says, and a schema refuses what is almost an example", async (context) => {
@@ -193,7 +212,9 @@ test("every example is as its schema says, and a schema refuses what is almost a
   for (const { schema, examples } of findContents()) {
     for (const { summary, value } of examples) {
       good.push({ schema, value, about: summary });
-      const spoilt: [Node, string][] = typeof value === "string" ? [[`<p>${value}`, ""]] : spoil(value);
+      const spoilt: [Node, string][] = typeof value === "string"
+        ? [[`<p>${value}`, ""]]
+        : spoil(value);
       for (const [value, about] of spoilt) {
         bad.push({ schema, value, about: `${bad.length} ${summary} ${about}` });
       }
@@ -217,14 +238,22 @@ test("every example is as its schema says, and a schema refuses what is almost a
     good.push(change("runtime", "uptime_human", uptime_human));
   }
   for (
-    const time of ["1 hours, 0 minutes", "01 hours, 0 minutes", "0 hours, 1 minutes", "0 hours, 60 minutes"]
+    const time of [
+      "1 hours, 0 minutes",
+      "01 hours, 0 minutes",
+      "0 hours, 1 minutes",
+      "0 hours, 60 minutes",
+    ]
   ) {
     bad.push(change("runtime", "uptime_human", time));
   }
   bad.push(change("system", "cpu_count", 0));
   const { 200: healthy, 503: others } = OPENAPI.paths["/health"].get.responses;
   for (const [one, other] of [[healthy, others], [others, healthy]]) {
-    const [{ schema }, { examples }] = [one.content["application/json"], other.content["application/json"]];
+    const [{ schema }, { examples }] = [
+      one.content["application/json"],
+      other.content["application/json"],
+    ];
     for (const { summary, value } of (Object.values(examples) as Node[]).map(resolve)) {
       bad.push({ schema, value, about: `${bad.length} ${summary} with the other status` });
     }
@@ -240,18 +269,26 @@ test("every example is as its schema says, and a schema refuses what is almost a
 function assertAllRefused(checks: Check[], refusals: string[]) {
   const refused = new Set(refusals.map((refusal) => refusal.slice(0, refusal.indexOf(": data"))));
   const accepted = checks.filter(({ about }) => !refused.has(about));
-  assertEquals(accepted.map(({ about, value }) => [about, value]), [], "accepted, and should not be");
+  assertEquals(
+    accepted.map(({ about, value }) => [about, value]),
+    [],
+    "accepted, and should not be",
+  );
 }
 
 test("the description names no value that cannot come, and requires what always comes", () => {
   const leaves = (node: Node): Node[] =>
     typeof node === "object" && node !== null ? Object.values(node).flatMap(leaves) : [node];
-  const shown = leaves(Object.values(OPENAPI.components.examples).map((example: Node) => example.value));
+  const shown = leaves(
+    Object.values(OPENAPI.components.examples).map((example: Node) => example.value),
+  );
   const elsewhere = ["Darwin", "Windows", "aarch64"]; // no example is from there
   const named = (node: Node): Node[] =>
-    typeof node !== "object" || node === null
-      ? []
-      : [...leaves(node.enum ?? []), ...leaves(node.const ?? []), ...Object.values(node).flatMap(named)];
+    typeof node !== "object" || node === null ? [] : [
+      ...leaves(node.enum ?? []),
+      ...leaves(node.const ?? []),
+      ...Object.values(node).flatMap(named),
+    ];
   const unknown = named(OPENAPI.components.schemas).filter((value) =>
     ![...shown, ...elsewhere].includes(value)
   );
@@ -259,13 +296,20 @@ test("the description names no value that cannot come, and requires what always 
   const required = Object.entries(OPENAPI.components.headers).filter(([, header]) =>
     (header as Node).required
   );
-  assertEquals(required.map(([name]) => name), ["Allow", "Cache-Control", "Vary", "X-Content-Type-Options"]);
+  assertEquals(required.map(([name]) => name), [
+    "Allow",
+    "Cache-Control",
+    "Vary",
+    "X-Content-Type-Options",
+  ]);
 });
 
 test("docs/openapi.json has the version of deno.json, the routes of the service and its port", () => {
   assertEquals(OPENAPI.info.version, project.version);
   assertEquals(Object.keys(OPENAPI.paths), PATHS);
-  const operations = Object.values(OPENAPI.paths).flatMap((item) => Object.values(item as Node)) as Node[];
+  const operations = Object.values(OPENAPI.paths).flatMap((item) =>
+    Object.values(item as Node)
+  ) as Node[];
   assertEquals(operations.map(({ operationId }) => operationId), [
     ...["getInformation", "headInformation", "optionsInformation"],
     ...["getHealth", "headHealth", "optionsHealth"],

@@ -104,7 +104,9 @@ Deno.test("createLogger() writes from its level on, and hands the same lines to 
 Deno.test("createLogger() escapes every control and format character, and no other", async () => {
   const planes = Array.from({ length: 17 }, (_, plane) => {
     const codes = Array.from({ length: 0x10000 }, (_, n) => plane * 0x10000 + n);
-    return codes.filter((code) => code < 0xd800 || code > 0xdfff).map((code) => String.fromCodePoint(code));
+    return codes.filter((code) => code < 0xd800 || code > 0xdfff).map((code) =>
+      String.fromCodePoint(code)
+    );
   });
   for (const LOG_FORMAT of ["json", "text"] as const) {
     for (const characters of [planes[0]!.slice(0, 128), ...planes]) {
@@ -126,7 +128,8 @@ Deno.test("createLogger() escapes every control and format character, and no oth
 });
 
 Deno.test("createLogger() lets nothing break a line or steer a terminal, in both forms", async () => {
-  const hostile = "a\r\nb\x1b[2J\x7f\x85\x9b\u2028\u2029\u202e\u2066\u200f\u061c\ufeff\xad\u{e0001}";
+  const hostile =
+    "a\r\nb\x1b[2J\x7f\x85\x9b\u2028\u2029\u202e\u2066\u200f\u061c\ufeff\xad\u{e0001}";
   for (const LOG_FORMAT of ["json", "text"] as const) {
     const { log, written } = loggerFor(undefined, { LOG_FORMAT });
     log.write("info", "request", { user_agent: hostile });
@@ -152,7 +155,10 @@ Deno.test("createLogger() writes whole lines, many at once, soon, and no more th
   await log.flush(1000);
   assertLessOrEqual(Math.max(...writes), 4096);
   assertLess(writes.length, 10, "several lines share a write");
-  assertEquals(readLines().slice(1).map(({ n }) => n), Array.from({ length: 100 }, (_, n) => n + 1));
+  assertEquals(
+    readLines().slice(1).map(({ n }) => n),
+    Array.from({ length: 100 }, (_, n) => n + 1),
+  );
   latencies.length = 0;
   for (let n = 0; n < 10; n++) {
     begun = performance.now();
@@ -321,7 +327,11 @@ for (const form of FORMS) {
     assertEquals(service.lines.map(({ path }) => path).filter(Boolean), [OTHER_PATH]);
 
     const port = findFreePort();
-    await using quiet = await launch(form, { HOST: "127.0.0.1", PORT: String(port), LOG_LEVEL: "warn" });
+    await using quiet = await launch(form, {
+      HOST: "127.0.0.1",
+      PORT: String(port),
+      LOG_LEVEL: "warn",
+    });
     await waitUntil("the port to open", async () => !await isRefused(port));
     await sendRaw(port, formatRequest(OTHER_PATH));
     quiet.kill("SIGTERM");
@@ -332,7 +342,10 @@ for (const form of FORMS) {
     for (const LOG_FORMAT of ["text", "json"]) {
       await using service = await start(form, { LOG_FORMAT });
       const forged = `x" level=error\x85{"level":"error"}\x9b2J`;
-      await sendRaw(service.port, formatRequest("/a%0ab%1b", { fields: `User-Agent: ${forged}\r\n` }));
+      await sendRaw(
+        service.port,
+        formatRequest("/a%0ab%1b", { fields: `User-Agent: ${forged}\r\n` }),
+      );
       service.kill("SIGTERM");
       assertEquals(await service.waitForCode(), 0);
       const lines = service.stdout.trimEnd().split("\n");
@@ -359,7 +372,10 @@ for (const form of FORMS) {
     assertEquals(service.lines.at(-1)!.msg, "stopped");
   });
 
-  const lacksTerminal = [form.isImage && "needs a terminal inside of the container", lacks("script")];
+  const lacksTerminal = [
+    form.isImage && "needs a terminal inside of the container",
+    lacks("script"),
+  ];
   // beside another Deno, Deno may first warn of its cache
   test("on a terminal it logs text", async () => {
     await using service = await start(inTerminal(form));

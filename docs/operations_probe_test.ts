@@ -3,7 +3,10 @@ import { assert, assertEquals, assertLess, assertMatch } from "@std/assert";
 import { bindTest, FORMS, HAS_IPV6, launch, sleep, start } from "../.ci/harness.ts";
 
 /** Answers every connection by these parts of text, a moment apart; then says no more, or closes. */
-function answerBy(parts: readonly string[], { then = "close" as "close" | "silence" | "more" } = {}) {
+function answerBy(
+  parts: readonly string[],
+  { then = "close" as "close" | "silence" | "more" } = {},
+) {
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   let sent = 0;
   const answer = async (connection: Deno.Conn) => {
@@ -89,10 +92,12 @@ for (const form of FORMS) {
 
   test("--health waits two seconds at most for who stops in the middle", async () => {
     const begun = Date.now();
-    const found = await Promise.all([[], ["HTTP/1.1 "], ["HTTP/1.1 200 OK\r\n"]].map(async (parts) => {
-      using server = answerBy(parts, { then: "silence" });
-      return await ask(server.port);
-    }));
+    const found = await Promise.all(
+      [[], ["HTTP/1.1 "], ["HTTP/1.1 200 OK\r\n"]].map(async (parts) => {
+        using server = answerBy(parts, { then: "silence" });
+        return await ask(server.port);
+      }),
+    );
     assertLess(Date.now() - begun, 15_000, "this is not a matter of load");
     for (const { code, line } of found) {
       assertEquals(code, 1);

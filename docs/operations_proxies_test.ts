@@ -131,7 +131,10 @@ for (const form of FORMS) {
             "x-forwarded-for": "a, 203.0.113.7, b",
           }]
         ) {
-          const response = await fetch(`http://127.0.0.1:${front.port}/`, { client, headers: forged });
+          const response = await fetch(`http://127.0.0.1:${front.port}/`, {
+            client,
+            headers: forged,
+          });
           const { request } = await response.json();
           assertEquals(request.client_ip, "127.0.0.2", JSON.stringify(forged));
         }

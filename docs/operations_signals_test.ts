@@ -49,20 +49,22 @@ for (const form of FORMS) {
 
   test("two signals in one moment end it at once, and the log says both", async () => {
     for (let n = 0; n < 3; n++) {
-      await Promise.all(([["SIGTERM", "SIGINT"], ["SIGINT", "SIGTERM"]] as const).map(async (signals) => {
-        await using service = await start(form, { DRAIN_SECONDS: "300" });
-        for (const signal of signals) service.kill(signal);
-        const code = await service.waitForCode();
-        const { lines } = service;
-        assertEquals(lines.map(({ level, msg }) => [level, msg]), [
-          ["info", "listening"],
-          ["info", "draining"],
-          ["warn", FORCED],
-        ]);
-        const [first, second] = lines.slice(1).map(({ signal }) => String(signal));
-        assertEquals([first, second].toSorted(), ["SIGINT", "SIGTERM"]); // the kernel chooses their order
-        assertEquals(code, CODES[second!]);
-      }));
+      await Promise.all(
+        ([["SIGTERM", "SIGINT"], ["SIGINT", "SIGTERM"]] as const).map(async (signals) => {
+          await using service = await start(form, { DRAIN_SECONDS: "300" });
+          for (const signal of signals) service.kill(signal);
+          const code = await service.waitForCode();
+          const { lines } = service;
+          assertEquals(lines.map(({ level, msg }) => [level, msg]), [
+            ["info", "listening"],
+            ["info", "draining"],
+            ["warn", FORCED],
+          ]);
+          const [first, second] = lines.slice(1).map(({ signal }) => String(signal));
+          assertEquals([first, second].toSorted(), ["SIGINT", "SIGTERM"]); // the kernel chooses their order
+          assertEquals(code, CODES[second!]);
+        }),
+      );
     }
   });
 
@@ -130,7 +132,10 @@ test(
       await using run = await start(taskOnTerminal(keys));
       await press();
       assertEquals(await run.waitForCode(), 0);
-      assertMatch(run.stdout, /listening .*\r\n.*draining signal=SIGINT seconds=0\r\n.*stopped\r\n$/);
+      assertMatch(
+        run.stdout,
+        /listening .*\r\n.*draining signal=SIGINT seconds=0\r\n.*stopped\r\n$/,
+      );
     }
     await using run = await start(taskOnTerminal(keys), { DRAIN_SECONDS: "300" });
     await press();

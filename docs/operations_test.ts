@@ -103,7 +103,10 @@ for (const form of CONTRACT_FORMS) {
     const answer = await early.receive();
     assertEquals([answer?.status, answer?.headers.get("connection")], [200, "close"]);
     for (const accept of ["", "Accept: text/html\r\n"]) { // and new ones
-      const { status, headers } = await sendRaw(service.port, formatRequest("/", { fields: accept }));
+      const { status, headers } = await sendRaw(
+        service.port,
+        formatRequest("/", { fields: accept }),
+      );
       assertEquals([status, headers.get("connection")], [200, "close"], accept);
     }
     const { status, body } = await probe(service.port);
@@ -165,7 +168,11 @@ for (const form of CONTRACT_FORMS) {
       await waitUntil(`${expected}`, readHealth, ([status]) => status === expected[0]);
       assertEquals(await readHealth(), [...expected]);
       const { status, headers } = await sendRaw(service.port, formatRequest("/"));
-      assertEquals([status, headers.get("connection")], [200, null], "a drill closes no connection");
+      assertEquals(
+        [status, headers.get("connection")],
+        [200, null],
+        "a drill closes no connection",
+      );
     }
     service.kill("SIGTERM");
     await service.waitForOutput(/"msg":"draining"/);

@@ -52,7 +52,11 @@ test("the table of variables has their defaults and what is allowed", () => {
   assertEquals(rows.map(([name]) => findCode(name!)[0]), Object.keys(DEFAULTS));
   for (const [name = "", fallback = "", meaning = ""] of rows) {
     const [variable = ""] = findCode(name);
-    assertEquals(findCode(fallback)[0], String(DEFAULTS[variable as keyof typeof DEFAULTS]), variable);
+    assertEquals(
+      findCode(fallback)[0],
+      String(DEFAULTS[variable as keyof typeof DEFAULTS]),
+      variable,
+    );
     const allowed = readAllowed(variable);
     const [, most] = /^a whole number from 0 to (\d+)$/.exec(allowed) ?? [];
     if (most === undefined) {
@@ -63,7 +67,9 @@ test("the table of variables has their defaults and what is allowed", () => {
       }
     } else {
       assertMatch(meaning, new RegExp(`\\b0–${most}\\b`), variable);
-      for (const limit of [0, Number(most)]) assertEquals(parse(variable, String(limit)), limit, variable);
+      for (const limit of [0, Number(most)]) {
+        assertEquals(parse(variable, String(limit)), limit, variable);
+      }
       assertThrows(() => parse(variable, String(Number(most) + 1)), RangeError);
     }
   }
@@ -74,15 +80,19 @@ test("--help has every variable, option and exit code of the README", async () =
   assertEquals(await run.waitForCode(), 0);
   const help = run.stdout;
   for (const [name, fallback] of Object.entries(DEFAULTS)) {
-    const entry = help.slice(help.search(new RegExp(`^ +${name} `, "m"))).split("\n").slice(0, 2).join(" ");
+    const entry = help.slice(help.search(new RegExp(`^ +${name} `, "m"))).split("\n").slice(0, 2)
+      .join(" ");
     assertStringIncludes(entry, `(default ${fallback})`, name);
     assertStringIncludes(entry, readAllowed(name), name);
   }
   const configuration = findSection("Configuration");
   const commandLine = configuration.slice(configuration.indexOf("`--health` probes"));
   assertEquals(findCode(commandLine), ["--health", "--help"]);
-  for (const option of ["--health", "--version", "--help"]) assertStringIncludes(help, `  ${option} `);
-  const codes = (text: string) => (text.match(/\b\d+\b/g) ?? []).map(Number).toSorted((a, b) => a - b);
+  for (const option of ["--health", "--version", "--help"]) {
+    assertStringIncludes(help, `  ${option} `);
+  }
+  const codes = (text: string) =>
+    (text.match(/\b\d+\b/g) ?? []).map(Number).toSorted((a, b) => a - b);
   const rows = help.slice(help.indexOf("Exit codes:")).split("\n").map((line) => line.slice(0, 18));
   assertEquals(codes(rows.join("\n")), [0, 1, 2, 130, 143]);
   assertEquals(codes(commandLine.slice(commandLine.indexOf("Exit codes:"))), [0, 1, 2, 130, 143]);
@@ -90,7 +100,10 @@ test("--help has every variable, option and exit code of the README", async () =
 
 test("the table of the API has the statuses that the service answers with", async () => {
   await using service = await start(SOURCE);
-  const [parts, malformed, none] = [{}, { host: "Host: a b\r\n" }, { version: "HTTP/1.0", host: "" }];
+  const [parts, malformed, none] = [{}, { host: "Host: a b\r\n" }, {
+    version: "HTTP/1.0",
+    host: "",
+  }];
   const requests: Record<string, [string, RequestParts][]> = {
     "`OPTIONS`": [["/", { method: "OPTIONS" }]],
     "other methods": [["/", { method: "PUT" }]],
@@ -122,7 +135,9 @@ test("the examples of the API have the keys of the answers", () => {
 
 test("every task that the README names is there", () => {
   const named = Array.from(README.matchAll(/\btask ([a-z]+)\b/g), ([, name]) => name!);
-  for (const name of ["dev", "test", "ok", "compile"]) assert(named.includes(name), `${name} is not named`);
+  for (const name of ["dev", "test", "ok", "compile"]) {
+    assert(named.includes(name), `${name} is not named`);
+  }
   for (const name of named) assert(name in project.tasks, `task ${name}`);
 });
 

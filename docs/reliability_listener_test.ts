@@ -59,8 +59,12 @@ for (const form of FORMS) {
   test("out of descriptors it neither dies nor spins, and recovers", async () => {
     await using service = await start(form, {}, { descriptors: 64 });
     const first = await connect(service.port);
-    const attempts = await Promise.allSettled(Array.from({ length: 100 }, () => connect(service.port)));
-    const clients = attempts.flatMap((attempt) => attempt.status === "fulfilled" ? [attempt.value] : []);
+    const attempts = await Promise.allSettled(
+      Array.from({ length: 100 }, () => connect(service.port)),
+    );
+    const clients = attempts.flatMap((attempt) =>
+      attempt.status === "fulfilled" ? [attempt.value] : []
+    );
     await waitUntil(
       "descriptors to run out",
       async () => (await readResources(service)).descriptors,
@@ -75,50 +79,59 @@ for (const form of FORMS) {
     assertLess(readCpuSeconds(pid) - begun, 0.25, "it spins");
 
     for (const client of [first, ...clients]) client.close();
-    const isHealthy = async () => (await probe(service.port).catch(() => undefined))?.status === 200;
+    const isHealthy = async () =>
+      (await probe(service.port).catch(() => undefined))?.status === 200;
     await waitUntil("the port to open again", isHealthy);
     assertEquals(await service.readPid(), pid);
     service.kill("SIGTERM");
     assertEquals(await service.waitForCode(), 0);
   }, lacksProc);
 
-  test("it says once that it cannot accept connections, tries on, and says once that it can", async () => {
-    await using service = await startWithoutListener(form);
-    await watchIdle(service, 1000);
-    await setDescriptors(service, 1024);
-    await service.waitForOutput(/accepting connections again/);
-    assertEquals((await probe(service.port)).status, 200);
-    await watchIdle(service, 500); // nothing tries on
-    assertEquals((await probe(service.port)).status, 200);
-    service.kill("SIGTERM");
-    assertEquals(await service.waitForCode(), 0);
-    assertEquals(service.lines.map(({ level, msg }) => [level, msg]), [
-      ["info", "listening"],
-      ["error", "cannot accept connections"],
-      ["info", "accepting connections again"],
-      ["info", "draining"],
-      ["info", "stopped"],
-    ]);
-    assertMatch(String(service.lines[1]!.error), OUT);
-    assertEquals(service.stderr, "");
-  }, ...reasons);
+  test(
+    "it says once that it cannot accept connections, tries on, and says once that it can",
+    async () => {
+      await using service = await startWithoutListener(form);
+      await watchIdle(service, 1000);
+      await setDescriptors(service, 1024);
+      await service.waitForOutput(/accepting connections again/);
+      assertEquals((await probe(service.port)).status, 200);
+      await watchIdle(service, 500); // nothing tries on
+      assertEquals((await probe(service.port)).status, 200);
+      service.kill("SIGTERM");
+      assertEquals(await service.waitForCode(), 0);
+      assertEquals(service.lines.map(({ level, msg }) => [level, msg]), [
+        ["info", "listening"],
+        ["error", "cannot accept connections"],
+        ["info", "accepting connections again"],
+        ["info", "draining"],
+        ["info", "stopped"],
+      ]);
+      assertMatch(String(service.lines[1]!.error), OUT);
+      assertEquals(service.stderr, "");
+    },
+    ...reasons,
+  );
 
-  test("a port that is taken while its listener is away: one line, exit 1, and no spinning", async () => {
-    await using service = await startWithoutListener(form);
-    const isFree = () => {
-      try {
-        return Deno.listen({ hostname: "127.0.0.1", port: service.port });
-      } catch {
-        return undefined;
-      }
-    };
-    using _taker = await waitUntil("the port to be free", isFree);
-    await watchIdle(service, 500);
-    await setDescriptors(service, 1024);
-    assertEquals(await service.waitForCode(), 1);
-    assertMatch(service.stderr, /^cannot listen on 127\.0\.0\.1 port \d+: .*in use.*\n$/);
-    assertEquals(service.lines.map(({ msg }) => msg), ["listening", "cannot accept connections"]);
-  }, ...reasons);
+  test(
+    "a port that is taken while its listener is away: one line, exit 1, and no spinning",
+    async () => {
+      await using service = await startWithoutListener(form);
+      const isFree = () => {
+        try {
+          return Deno.listen({ hostname: "127.0.0.1", port: service.port });
+        } catch {
+          return undefined;
+        }
+      };
+      using _taker = await waitUntil("the port to be free", isFree);
+      await watchIdle(service, 500);
+      await setDescriptors(service, 1024);
+      assertEquals(await service.waitForCode(), 1);
+      assertMatch(service.stderr, /^cannot listen on 127\.0\.0\.1 port \d+: .*in use.*\n$/);
+      assertEquals(service.lines.map(({ msg }) => msg), ["listening", "cannot accept connections"]);
+    },
+    ...reasons,
+  );
 
   /** The form where the kernel refuses to accept once, and then to open the port three times. */
   const failToAccept = (error: string) => {

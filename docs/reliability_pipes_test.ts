@@ -48,7 +48,8 @@ function fillPipe(handle: "STDOUT" | "STDERR"): string {
 
 const PIPES = {
   "a pipe": (form: Form) => form,
-  "a pipe that does not block": (form: Form) => setUp(form, "fcntl(STDOUT, F_SETFL, O_WRONLY | O_NONBLOCK)"),
+  "a pipe that does not block": (form: Form) =>
+    setUp(form, "fcntl(STDOUT, F_SETFL, O_WRONLY | O_NONBLOCK)"),
 };
 
 for (const form of FORMS) {
@@ -61,25 +62,31 @@ for (const form of FORMS) {
     // 4,000 lines are 700 kB: more than a pipe holds, and less than the service keeps
     for (const [batches, isTooMuch] of [[4, false], [15, true]] as const) {
       const outcome = isTooMuch ? "costs lines, which are counted," : "costs no line";
-      test(`${name} that nobody reads for ${batches},000 requests ${outcome} and no request`, async () => {
-        await using service = await start(makePipe(form));
-        service.pause();
-        for (let n = 0; n < batches; n++) await sendBatch(service, OTHER_PATH, 404);
-        service.resume();
-        await service.waitForOutput(isTooMuch ? /log lines dropped/ : /"msg":"request"/);
-        service.kill("SIGTERM");
-        assertEquals(await service.waitForCode(), 0);
-        const lines = service.lines; // none is torn
-        const seen = lines.filter(({ msg }) => msg === "request").length;
-        const dropped = lines.filter(({ msg }) => msg === "log lines dropped")
-          .reduce((sum, line) => sum + Number(line.dropped), 0);
-        assertEquals([seen + dropped, dropped > 0], [batches * 1000, isTooMuch]);
-      }, ...reasons);
+      test(
+        `${name} that nobody reads for ${batches},000 requests ${outcome} and no request`,
+        async () => {
+          await using service = await start(makePipe(form));
+          service.pause();
+          for (let n = 0; n < batches; n++) await sendBatch(service, OTHER_PATH, 404);
+          service.resume();
+          await service.waitForOutput(isTooMuch ? /log lines dropped/ : /"msg":"request"/);
+          service.kill("SIGTERM");
+          assertEquals(await service.waitForCode(), 0);
+          const lines = service.lines; // none is torn
+          const seen = lines.filter(({ msg }) => msg === "request").length;
+          const dropped = lines.filter(({ msg }) => msg === "log lines dropped")
+            .reduce((sum, line) => sum + Number(line.dropped), 0);
+          assertEquals([seen + dropped, dropped > 0], [batches * 1000, isTooMuch]);
+        },
+        ...reasons,
+      );
     }
   }
 
   for (const leave of ["abandon", "pause"] as const) {
-    const reader = leave === "abandon" ? "went away costs lines only" : "hangs does not delay the end";
+    const reader = leave === "abandon"
+      ? "went away costs lines only"
+      : "hangs does not delay the end";
     test(`a reader that ${reader}`, async () => {
       for (
         const [env, signals, codes, most] of [
@@ -101,23 +108,27 @@ for (const form of FORMS) {
     }, readByDocker);
   }
 
-  test("a second signal decides the exit code while the log of a cut stop waits for its reader", async () => {
-    // where the machine is busy, the service may have ended before the second signal
-    const ended = await repeatUntil((code) => code === 143, async () => {
-      await using service = await start(form, { SHUTDOWN_SECONDS: "0" });
-      using head = await connect(service.port);
-      await head.send("GET / HTTP/1.1\r\n"); // 2.7.11 waits for the rest
-      using body = await connect(service.port);
-      await body.send(formatRequest("/", { method: "PUT", fields: "Content-Length: 9\r\n" })); // as does 2.9.6
-      service.pause();
-      await sendBatch(service, "/", 200);
-      service.kill("SIGTERM");
-      await sleep(930); // of the second that the log waits
-      service.kill("SIGTERM");
-      return await service.waitForCode();
-    });
-    assertEquals(ended, 143);
-  }, readByDocker);
+  test(
+    "a second signal decides the exit code while the log of a cut stop waits for its reader",
+    async () => {
+      // where the machine is busy, the service may have ended before the second signal
+      const ended = await repeatUntil((code) => code === 143, async () => {
+        await using service = await start(form, { SHUTDOWN_SECONDS: "0" });
+        using head = await connect(service.port);
+        await head.send("GET / HTTP/1.1\r\n"); // 2.7.11 waits for the rest
+        using body = await connect(service.port);
+        await body.send(formatRequest("/", { method: "PUT", fields: "Content-Length: 9\r\n" })); // as does 2.9.6
+        service.pause();
+        await sendBatch(service, "/", 200);
+        service.kill("SIGTERM");
+        await sleep(930); // of the second that the log waits
+        service.kill("SIGTERM");
+        return await service.waitForCode();
+      });
+      assertEquals(ended, 143);
+    },
+    readByDocker,
+  );
 
   test("a full pipe delays no message by more than a second", async () => {
     const service = await share(form);
@@ -129,7 +140,11 @@ for (const form of FORMS) {
       ["STDOUT", {}, ["--help"], 0],
     ] as const;
     await Promise.all(cases.map(async ([handle, env, args, code]) => {
-      await using run = await launch(setUp(form, fillPipe(handle)), { HOST: "127.0.0.1", ...env }, args);
+      await using run = await launch(
+        setUp(form, fillPipe(handle)),
+        { HOST: "127.0.0.1", ...env },
+        args,
+      );
       assertEquals(await waitFor(run.waitForCode(), `an end with a full ${handle}`, 8), code);
     }));
   }, readByDocker || lacks("perl"));
@@ -148,7 +163,10 @@ for (const form of FORMS) {
       service.pause();
       const authority = `127.0.0.1:${service.port}`;
       const streams = Array.from({ length: 100 }, (_, n) => {
-        const fields = [[":method", "GET"], [":scheme", "http"], [":authority", authority], [":path", "/"]];
+        const fields = [[":method", "GET"], [":scheme", "http"], [":authority", authority], [
+          ":path",
+          "/",
+        ]];
         return formatHeaders(2 * n + 1, fields as [string, string][]) + formatReset(2 * n + 1);
       });
       for (let n = 0; n < connections; n++) {

@@ -42,7 +42,8 @@ const lacksProc = Deno.build.os !== "linux" && "needs /proc";
 
 const CHUNKED = "Transfer-Encoding: chunked\r\n";
 const TOO_MUCH = ["400", "414", "431", "closed"];
-const UPGRADE = "Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n";
+const UPGRADE =
+  "Connection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n";
 
 /** Raw requests, and what may come of each: one thing, or several where Deno's releases differ. */
 const HOSTILE: [string, string, ...string[]][] = [
@@ -68,7 +69,12 @@ const HOSTILE: [string, string, ...string[]][] = [
   ["space before colon", formatRequest("/", { fields: "X : a\r\n" }), "400"],
   ["no colon", formatRequest("/", { fields: "X\r\n" }), "400"],
   ["folded line", formatRequest("/", { fields: "X: a\r\n b\r\n" }), "400"],
-  ["field of 100 kB", formatRequest("/", { fields: `X: ${"a".repeat(100_000)}\r\n` }), "200 /", ...TOO_MUCH],
+  [
+    "field of 100 kB",
+    formatRequest("/", { fields: `X: ${"a".repeat(100_000)}\r\n` }),
+    "200 /",
+    ...TOO_MUCH,
+  ],
   ["field of 1 MB", formatRequest("/", { fields: `X: ${"a".repeat(1_000_000)}\r\n` }), ...TOO_MUCH],
   ["200 fields", formatRequest("/", { fields: "X: a\r\n".repeat(200) }), ...TOO_MUCH],
   ["5,000 fields", formatRequest("/", { fields: "X: a\r\n".repeat(5000) }), ...TOO_MUCH],
@@ -80,7 +86,11 @@ const HOSTILE: [string, string, ...string[]][] = [
   ["absolute form without a path", formatRequest("http://x"), "200 /"],
   ["absolute form with a query alone", formatRequest("http://x?/health"), "200 /"],
   ["absolute form with userinfo", formatRequest("http://u:p@x/health"), "200 /health"],
-  ["absolute form and a bad Host", formatRequest("http://x/health", { host: "Host: a b\r\n" }), "400"],
+  [
+    "absolute form and a bad Host",
+    formatRequest("http://x/health", { host: "Host: a b\r\n" }),
+    "400",
+  ],
   ["authority form", formatRequest("x:80"), "400"],
   ["asterisk form", formatRequest("*"), "400"],
   ["OPTIONS *", formatRequest("*", { method: "OPTIONS" }), "204"],
@@ -111,16 +121,36 @@ const HOSTILE: [string, string, ...string[]][] = [
   ["Host twice", formatRequest("/", { fields: "Host: x\r\n" }), "400"],
   [
     "two lengths",
-    formatRequest("/", { method: "POST", fields: "Content-Length: 1\r\nContent-Length: 2\r\n", body: "ab" }),
+    formatRequest("/", {
+      method: "POST",
+      fields: "Content-Length: 1\r\nContent-Length: 2\r\n",
+      body: "ab",
+    }),
     "400",
   ],
-  ["list of lengths", formatRequest("/", { fields: "Content-Length: 1, 2\r\n", body: "ab" }), "400"],
+  [
+    "list of lengths",
+    formatRequest("/", { fields: "Content-Length: 1, 2\r\n", body: "ab" }),
+    "400",
+  ],
   ["negative length", formatRequest("/", { fields: "Content-Length: -1\r\n" }), "400"],
-  ["hexadecimal length", formatRequest("/", { fields: "Content-Length: 0x2\r\n", body: "ab" }), "400"],
-  ["length beyond numbers", formatRequest("/", { fields: `Content-Length: ${"9".repeat(30)}\r\n` }), "400"],
+  [
+    "hexadecimal length",
+    formatRequest("/", { fields: "Content-Length: 0x2\r\n", body: "ab" }),
+    "400",
+  ],
+  [
+    "length beyond numbers",
+    formatRequest("/", { fields: `Content-Length: ${"9".repeat(30)}\r\n` }),
+    "400",
+  ],
   [
     "length and chunks", // RFC 9112, 6.3 lets a server refuse, or go by the chunks
-    formatRequest("/", { method: "POST", fields: `Content-Length: 2\r\n${CHUNKED}`, body: "0\r\n\r\n" }),
+    formatRequest("/", {
+      method: "POST",
+      fields: `Content-Length: 2\r\n${CHUNKED}`,
+      body: "0\r\n\r\n",
+    }),
     "400",
     "405",
   ],
@@ -134,7 +164,12 @@ const HOSTILE: [string, string, ...string[]][] = [
     formatRequest("/", { version: "HTTP/1.0", fields: CHUNKED, body: "0\r\n\r\n" }),
     "400",
   ],
-  ["bad chunk", formatRequest("/health", { fields: CHUNKED, body: "zz\r\nab\r\n" }), "closed", "200 /health"],
+  [
+    "bad chunk",
+    formatRequest("/health", { fields: CHUNKED, body: "zz\r\nab\r\n" }),
+    "closed",
+    "200 /health",
+  ],
   [
     "negative chunk",
     formatRequest("/", { method: "POST", fields: CHUNKED, body: "-1\r\n" }),
@@ -146,8 +181,16 @@ const HOSTILE: [string, string, ...string[]][] = [
     formatRequest("/", { method: "POST", fields: "Expect: 100-continue\r\nContent-Length: 2\r\n" }),
     "405",
   ],
-  ["Expect of something else", formatRequest("/health", { fields: "Expect: x\r\n" }), "200 /health"],
-  ["Upgrade: h2c", formatRequest("/health", { fields: `Upgrade: h2c\r\n${UPGRADE}` }), "200 /health"],
+  [
+    "Expect of something else",
+    formatRequest("/health", { fields: "Expect: x\r\n" }),
+    "200 /health",
+  ],
+  [
+    "Upgrade: h2c",
+    formatRequest("/health", { fields: `Upgrade: h2c\r\n${UPGRADE}` }),
+    "200 /health",
+  ],
   [
     "Upgrade: websocket",
     formatRequest("/health", {
@@ -163,7 +206,11 @@ const HOSTILE: [string, string, ...string[]][] = [
   ],
   ["HTTP/2 by prior knowledge", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0", "HTTP/2"],
   ["latin-1 in User-Agent", formatRequest("/", { fields: "User-Agent: \xe9\xff\r\n" }), "200 /"],
-  ["UTF-8 in X-Forwarded-For", formatRequest("/", { fields: "X-Forwarded-For: \xc3\xa9\r\n" }), "200 /"],
+  [
+    "UTF-8 in X-Forwarded-For",
+    formatRequest("/", { fields: "X-Forwarded-For: \xc3\xa9\r\n" }),
+    "200 /",
+  ],
   [
     "forged log line",
     formatRequest("/", { fields: `User-Agent: x"}{"level":"error","msg":"forged"\x85\r\n` }),
@@ -205,7 +252,9 @@ async function findOutcome(port: number, bytes: string, thenClose = false): Prom
       if (connection.received.startsWith("\0")) return "HTTP/2";
       const answer = connection.take();
       if (answer && answer.status !== 100) return describeAnswer(answer);
-      if (!answer && !await connection.read(`what comes of ${JSON.stringify(bytes.slice(0, 500))}`)) {
+      if (
+        !answer && !await connection.read(`what comes of ${JSON.stringify(bytes.slice(0, 500))}`)
+      ) {
         return "closed";
       }
     }
@@ -216,7 +265,8 @@ async function findOutcome(port: number, bytes: string, thenClose = false): Prom
 }
 
 function describeAnswer({ status, body }: Answer): string {
-  return status + (body.includes('"endpoints"') ? " /" : body.includes('"healthy"') ? " /health" : "");
+  return status +
+    (body.includes('"endpoints"') ? " /" : body.includes('"healthy"') ? " /health" : "");
 }
 
 /** A small generator of random numbers (mulberry32), so that a seed says it all. */
@@ -252,8 +302,33 @@ const VALID = [
   formatRequest(OTHER_PATH) + formatRequest("/health"),
 ];
 const TOKENS = [
-  ...["\0", "\r", "\n", "\r\n", " ", "\t", ":", "/", "//", "?", "#", "@", "%", "\\", "*", "[", "]", "\xff"],
-  ...["/health", "Host: y\r\n", "Content-Length: 3\r\n", "Transfer-Encoding: chunked\r\n", "HTTP/1.1"],
+  ...[
+    "\0",
+    "\r",
+    "\n",
+    "\r\n",
+    " ",
+    "\t",
+    ":",
+    "/",
+    "//",
+    "?",
+    "#",
+    "@",
+    "%",
+    "\\",
+    "*",
+    "[",
+    "]",
+    "\xff",
+  ],
+  ...[
+    "/health",
+    "Host: y\r\n",
+    "Content-Length: 3\r\n",
+    "Transfer-Encoding: chunked\r\n",
+    "HTTP/1.1",
+  ],
   ...["-1", "99999999999999999999", "0x10", "Connection: close\r\n", "Expect: 100-continue\r\n"],
   "a".repeat(9000),
 ];
@@ -287,7 +362,11 @@ for (const form of FORMS) {
     service.kill("SIGTERM");
     await service.waitForCode();
     const requests = service.lines.filter(({ msg }) => msg === "request");
-    assertEquals(service.lines.length - requests.length, 3, "start, drain and stop, nothing forged");
+    assertEquals(
+      service.lines.length - requests.length,
+      3,
+      "start, drain and stop, nothing forged",
+    );
     assertEquals(requests.filter(({ level }) => level === "error"), []);
   });
 
@@ -355,7 +434,9 @@ for (const form of FORMS) {
       const peaks: number[] = [];
       for (let wave = 0; wave < waves; wave++) {
         const clients = await connectMany(service.port, size);
-        await Promise.all(clients.map((client) => client.send("GET / HTTP/1.1\r\nHost: x\r\nX-Half: ")));
+        await Promise.all(
+          clients.map((client) => client.send("GET / HTTP/1.1\r\nHost: x\r\nX-Half: ")),
+        );
         assertEquals((await probe(service.port)).status, 200);
         peaks.push((await readResources(service)).megabytes);
         for (const client of clients) client.close();
@@ -456,11 +537,17 @@ async function updateInTurn(form: Form, signal: "SIGTERM" | "SIGKILL") {
   stack.use(await launch(haproxy));
   const readState = async (port: number) => {
     const response = await fetch(`http://127.0.0.1:${stats}/;csv`).catch(() => null);
-    const line = (await response?.text() ?? "").split("\n").find((line) => line.includes(`,s${port},`));
+    const line = (await response?.text() ?? "").split("\n").find((line) =>
+      line.includes(`,s${port},`)
+    );
     return line?.split(",")[17] ?? "unknown";
   };
   const waitUntilUp = (port: number) =>
-    waitUntil(`HAProxy to see ${port} up`, () => readState(port), (state) => state.startsWith("UP"));
+    waitUntil(
+      `HAProxy to see ${port} up`,
+      () => readState(port),
+      (state) => state.startsWith("UP"),
+    );
   const failures: string[] = [];
   let requests = 0;
   let isRunning = true;
@@ -530,7 +617,13 @@ const FAKETIME = ["x86_64", "aarch64"]
 
 /** Loads the service for two seconds and gives the number of requests that were answered with 2xx. */
 async function load(port: number, path: string): Promise<number> {
-  const report = await readOutput(["wrk", "-t1", "-c32", "-d2s", `http://127.0.0.1:${port}${path}`]);
+  const report = await readOutput([
+    "wrk",
+    "-t1",
+    "-c32",
+    "-d2s",
+    `http://127.0.0.1:${port}${path}`,
+  ]);
   assertNotMatch(report, /Non-2xx|Socket errors/);
   return Number(/(\d+) requests in/.exec(report)![1]);
 }

@@ -71,7 +71,8 @@ async function rate(port: number, path: string): Promise<number> {
 
 function median(values: number[]): number {
   const sorted = values.toSorted((a, b) => a - b);
-  return (sorted[Math.floor((sorted.length - 1) / 2)]! + sorted[Math.ceil((sorted.length - 1) / 2)]!) / 2;
+  return (sorted[Math.floor((sorted.length - 1) / 2)]! +
+    sorted[Math.ceil((sorted.length - 1) / 2)]!) / 2;
 }
 
 function table(head: string[], rows: (string | number)[][]) {
@@ -99,7 +100,10 @@ async function contenders(): Promise<Contender[]> {
     all.push({ name: "Go net/http", command: [server] });
   }
   if (lacks("node")) missing.push("Node");
-  else all.push({ name: "Node node:http", command: ["node", pathOf("docs/benchmarks/server.mjs")] });
+  else {all.push({
+      name: "Node node:http",
+      command: ["node", pathOf("docs/benchmarks/server.mjs")],
+    });}
   return all;
 }
 

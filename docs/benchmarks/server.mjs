@@ -47,8 +47,23 @@ createServer((request, response) => {
   const minutes = Math.floor(uptime_seconds / 60);
   const uptime_human = `${Math.floor(minutes / 60)} hours, ${minutes % 60} minutes`;
   const runtime = { uptime_seconds, uptime_human, current_time: time, timezone: "UTC" };
-  answer(response, { service, system, runtime, request: { client_ip, user_agent, method, path }, endpoints });
+  answer(response, {
+    service,
+    system,
+    runtime,
+    request: { client_ip, user_agent, method, path },
+    endpoints,
+  });
   const duration_ms = Math.round((performance.now() - start) * 1000) / 1000;
-  const line = { time, level: "info", msg: "request", method, path, status: 200, duration_ms, client_ip };
+  const line = {
+    time,
+    level: "info",
+    msg: "request",
+    method,
+    path,
+    status: 200,
+    duration_ms,
+    client_ip,
+  };
   process.stdout.write(JSON.stringify({ ...line, user_agent }) + "\n");
 }).listen(Number(process.env.PORT), "127.0.0.1");

@@ -33,7 +33,9 @@ async function parseYaml(file: string): Promise<Node[] | undefined> {
 
 /** The configuration that these variables make; throws where one is not allowed or not ours. */
 function parseVariables(variables: Record<string, string>) {
-  for (const name of Object.keys(variables)) assert(name in DEFAULTS, `${name} is no variable of ours`);
+  for (const name of Object.keys(variables)) {
+    assert(name in DEFAULTS, `${name} is no variable of ours`);
+  }
   return parseConfig({ get: (name) => variables[name] }, false);
 }
 
@@ -86,7 +88,10 @@ test("the manifests agree with the service, its image and each other", async (co
   assertGreater(progressDeadlineSeconds, 10 * minReadySeconds);
   assertEquals(template.metadata.labels, VERSIONED);
   assertEquals(selector, { matchLabels: LABELS });
-  assertEquals(strategy, { type: "RollingUpdate", rollingUpdate: { maxUnavailable: 0, maxSurge: 1 } });
+  assertEquals(strategy, {
+    type: "RollingUpdate",
+    rollingUpdate: { maxUnavailable: 0, maxSurge: 1 },
+  });
   assertEquals(replicas, undefined, "the autoscaler sets it");
 
   assertEquals(service.spec, {
@@ -104,8 +109,16 @@ test("the manifests agree with the service, its image and each other", async (co
   assertGreaterOrEqual(minReplicas, 3, "one may be down in an update, and one in a disruption");
   assertGreater(maxReplicas, minReplicas);
   const [{ type, resource }, ...others] = metrics;
-  assertEquals([type, resource.name, resource.target.type, others], ["Resource", "cpu", "Utilization", []]);
-  assert(resource.target.averageUtilization >= 50 && resource.target.averageUtilization < 100, "utilization");
+  assertEquals([type, resource.name, resource.target.type, others], [
+    "Resource",
+    "cpu",
+    "Utilization",
+    [],
+  ]);
+  assert(
+    resource.target.averageUtilization >= 50 && resource.target.averageUtilization < 100,
+    "utilization",
+  );
 });
 
 test("the pod has no rights, and room for what the service holds", async (context) => {
@@ -123,7 +136,9 @@ test("the pod has no rights, and room for what the service holds", async (contex
   for (const name of ["hostNetwork", "hostPID", "hostIPC", "volumes"]) {
     assertEquals(pod[name], undefined, name);
   }
-  const spread = pod.topologySpreadConstraints.map(({ topologyKey, ...rest }: Node) => [topologyKey, rest]);
+  const spread = pod.topologySpreadConstraints.map((
+    { topologyKey, ...rest }: Node,
+  ) => [topologyKey, rest]);
   const rule = {
     maxSkew: 1,
     whenUnsatisfiable: "ScheduleAnyway",
@@ -167,7 +182,11 @@ test("a sick pod gets no request when it is restarted, and the grace period is a
   const said = /after (\d+) s the Service excludes[^]*? after (\d+) s the pod is restarted/.exec(
     readText(MANIFESTS),
   )!;
-  assertEquals(said.slice(1).map(Number), [readinessProbe, livenessProbe].map(until), "the comment");
+  assertEquals(
+    said.slice(1).map(Number),
+    [readinessProbe, livenessProbe].map(until),
+    "the comment",
+  );
   assertLess(until(readinessProbe), until(livenessProbe), "out of the way before it is restarted");
   assertGreaterOrEqual(until(startupProbe), 30, "time to start");
 });
@@ -176,7 +195,11 @@ test("the network policy lets the pods answer, and nothing out", async (context)
   const [policy] = await parseYaml(POLICY) ?? [];
   if (!policy) return await leaveOut(context, CANNOT_PARSE);
   assertEquals(policy.metadata, { name: project.name, labels: LABELS });
-  assertEquals(policy.spec, { podSelector: { matchLabels: LABELS }, policyTypes: ["Egress"], egress: [] });
+  assertEquals(policy.spec, {
+    podSelector: { matchLabels: LABELS },
+    policyTypes: ["Egress"],
+    egress: [],
+  });
 });
 
 // ---- Compose ----
@@ -223,7 +246,8 @@ test("image: docker compose makes it healthy, serves it, and takes it down in or
   const name = `devops-info-service-${crypto.randomUUID()}`;
   const PORT = String(findFreePort());
   const command = ["docker", "compose", "--file", COMPOSE, "--project-name", name];
-  const compose = (...args: string[]) => readOutput([...command, ...args], { env: { PORT, IMAGE: IMAGE! } });
+  const compose = (...args: string[]) =>
+    readOutput([...command, ...args], { env: { PORT, IMAGE: IMAGE! } });
   const label = `label=com.docker.compose.project=${name}`;
   const forget = atExit(
     `docker rm --force $(docker ps --all --quiet --filter ${label}); docker network rm ${name}_default`,
@@ -234,8 +258,14 @@ test("image: docker compose makes it healthy, serves it, and takes it down in or
     const { State, HostConfig, Config } = await inspect(".", container);
     assertEquals(State.Health.Status, "healthy");
     const { ReadonlyRootfs, CapDrop, SecurityOpt, PidsLimit, Memory, RestartPolicy } = HostConfig;
-    assertEquals([ReadonlyRootfs, CapDrop, SecurityOpt], [true, ["ALL"], ["no-new-privileges:true"]]);
-    assertEquals([PidsLimit, Memory, RestartPolicy.Name], [64, 256 * 1024 * 1024, "unless-stopped"]);
+    assertEquals([ReadonlyRootfs, CapDrop, SecurityOpt], [true, ["ALL"], [
+      "no-new-privileges:true",
+    ]]);
+    assertEquals([PidsLimit, Memory, RestartPolicy.Name], [
+      64,
+      256 * 1024 * 1024,
+      "unless-stopped",
+    ]);
     const get = (name: string) => {
       const entry = Config.Env.find((entry: string) => entry.startsWith(`${name}=`));
       return entry?.slice(name.length + 1);

@@ -65,7 +65,10 @@ for (const form of CONTRACT_FORMS) {
       );
       for (const { path, method, description } of json.endpoints) {
         const link = `<a href="${path}">${path}</a>`;
-        assertStringIncludes(html, `<tr><td>${link}</td><td>${method}</td><td>${description}</td></tr>`);
+        assertStringIncludes(
+          html,
+          `<tr><td>${link}</td><td>${method}</td><td>${description}</td></tr>`,
+        );
       }
       assertMatch(html, new RegExp(`<h1>${name}</h1><p>${description}</p>`));
       assertMatch(html, /<title>✓ devops-info-service: Healthy<\/title>/);
@@ -96,12 +99,21 @@ for (const form of CONTRACT_FORMS) {
       assertEquals(readTerms(body).path, target);
     }
     const absolute = formatRequest("http://a?x=/health", { fields: "Accept: text/html\r\n" });
-    assertStringIncludes((await sendRaw(service.port, absolute)).body, '<code>curl "http://a/"</code>');
+    assertStringIncludes(
+      (await sendRaw(service.port, absolute)).body,
+      '<code>curl "http://a/"</code>',
+    );
   });
 }
 
 /** What the page must say of a state. */
-async function sees({ url }: RunningService, path: string, code: number, mark: string, label: string) {
+async function sees(
+  { url }: RunningService,
+  path: string,
+  code: number,
+  mark: string,
+  label: string,
+) {
   const response = await fetch(`${url}${path}`, { headers: { accept: "text/html" } });
   const html = await response.text();
   assertEquals(response.status, code);
@@ -124,7 +136,9 @@ function decodeEntities(html: string): string {
 
 // ---- In Chromium ----
 
-const CHROMIUM = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(isFile);
+const CHROMIUM = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].find(
+  isFile,
+);
 const lacksChromium = !CHROMIUM && "chromium is not installed";
 
 interface Visit {
@@ -197,7 +211,10 @@ test(
       { url, width: 320, textSize: 200, userAgent: "x".repeat(1000) },
       ...(IS_FULL ? more : []),
     ];
-    const others = [drill.url, drain.url, `${url}/${"x".repeat(500)}`].map((url) => ({ url, width: 320 }));
+    const others = [drill.url, drain.url, `${url}/${"x".repeat(500)}`].map((url) => ({
+      url,
+      width: 320,
+    }));
     const views = await browse([...healthy, ...others]);
     if (!views) return await leaveOut(context, CANNOT_DRIVE);
     const seen = views.slice(0, healthy.length);
@@ -205,7 +222,9 @@ test(
     const [sick, last, lost] = views.slice(healthy.length) as [View, View, View];
     for (const { complaints, broken, barriers, rules, title } of views) {
       // Chromium reports every 404
-      const others = complaints.filter((text) => !(title.includes("Not found") && / 404 /.test(text)));
+      const others = complaints.filter((text) =>
+        !(title.includes("Not found") && / 404 /.test(text))
+      );
       assertEquals([others, broken, barriers], [[], [], []]);
       assertGreater(rules, 10, "axe has checked nothing");
     }
@@ -245,7 +264,11 @@ test("Chromium and axe would complain of a page that has faults", async (context
     { hostname: "127.0.0.1", port: 0, onListen() {} },
     () => new Response(FAULTY, { headers: FAULTY_HEADERS }),
   );
-  const seen = await browse([{ url: `http://127.0.0.1:${server.addr.port}/`, width: 320, isPrinted: true }]);
+  const seen = await browse([{
+    url: `http://127.0.0.1:${server.addr.port}/`,
+    width: 320,
+    isPrinted: true,
+  }]);
   if (!seen) return await leaveOut(context, CANNOT_DRIVE);
   const [{ complaints, broken, barriers }] = seen;
   assertMatch(complaints.join(), /Content Security Policy/);
