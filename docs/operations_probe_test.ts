@@ -1,6 +1,9 @@
 /** The proof of what `operations.md` says of `--health`: whatever answers, it ends, small and with one line. */
 import { assert, assertEquals, assertLess, assertMatch } from "@std/assert";
-import { bindTest, FORMS, HAS_IPV6, launch, sleep, start } from "../.ci/harness.ts";
+import { FORMS } from "../.test/forms.ts";
+import { HAS_IPV6 } from "../.test/requests.ts";
+import { bindSpec, launch, start } from "../.test/run.ts";
+import { sleep } from "../.test/waiting.ts";
 
 /** Answers every connection by these parts of text, a moment apart; then says no more, or closes. */
 function answerBy(
@@ -39,7 +42,7 @@ function answerBy(
 const HEAD = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n";
 
 for (const form of FORMS) {
-  const test = bindTest(form);
+  const formSpec = bindSpec(form);
 
   /** Asks what answers at a port: exit code and line. */
   const ask = async (port: number, HOST = "127.0.0.1") => {
@@ -49,48 +52,53 @@ for (const form of FORMS) {
     return { code, line: run.stdout.trimEnd() };
   };
 
-  test("--health goes by the status: 200 and no other", async () => {
-    await Promise.all(
-      ([
-        [[`${HEAD}abc`], 0, /^200 abc$/],
-        [[HEAD, "abc"], 0, /^200( abc)?$/],
-        [["HTTP/1.0 200 OK\r\n\r\n"], 0, /^200$/],
-        [["HTTP/1", ".1 2", "00 OK\r\nX: ", "y\r\n\r", "\nab", "c"], 0, /^200( abc?)?$/],
-        [["HTTP/1.1 201 Created\r\n\r\nabc"], 1, /: 201 abc$/],
-        [["HTTP/1.1 204 No Content\r\n\r\n"], 1, /: 204$/],
-        [["HTTP/1.1 302 Found\r\nLocation: /health\r\n\r\n"], 1, /: 302$/],
-        [["HTTP/1.1 500 200\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"], 1, /: 500 HTTP/],
-        [["HTTP/1.1 2000 OK\r\n\r\n"], 1, /: not HTTP: /],
-        [["HTTP/2 200\r\n\r\n"], 1, /: not HTTP: /],
-        [["\r\nHTTP/1.1 200 OK\r\n\r\n"], 1, /: not HTTP: /],
-        [[], 1, /: not HTTP:$/],
-      ] as const).map(async ([parts, code, line]) => {
-        using server = answerBy(parts);
-        const found = await ask(server.port);
-        assertEquals(found.code, code, `${parts}: ${found.line}`);
-        assertMatch(found.line, line);
-      }),
-    );
-  });
-
-  test("--health reads a few kB of an endless answer, and its status decides", async () => {
-    for (
-      const [head, code, line] of [
-        [HEAD, 0, /^200( x+)?$/],
-        ["HTTP/1.1 500 No\r\n\r\n", 1, / 500( x+)?$/],
-        ["", 1, / not HTTP: x+$/],
-      ] as const
-    ) {
-      using server = answerBy([head], { then: "more" });
-      const found = await ask(server.port);
-      assertEquals(found.code, code);
-      assertMatch(found.line, line);
-      assert(found.line.length < 300, found.line);
-      assertLess(server.sent, 50e6, "what was read, beside what the kernel buffers");
+  Deno.test(formSpec("--health goes by the status: 200 and no other", async (context) => {
+    const rows = [
+      [[`${HEAD}abc`], 0, /^200 abc$/],
+      [[HEAD, "abc"], 0, /^200( abc)?$/],
+      [["HTTP/1.0 200 OK\r\n\r\n"], 0, /^200$/],
+      [["HTTP/1", ".1 2", "00 OK\r\nX: ", "y\r\n\r", "\nab", "c"], 0, /^200( abc?)?$/],
+      [["HTTP/1.1 201 Created\r\n\r\nabc"], 1, /: 201 abc$/],
+      [["HTTP/1.1 204 No Content\r\n\r\n"], 1, /: 204$/],
+      [["HTTP/1.1 302 Found\r\nLocation: /health\r\n\r\n"], 1, /: 302$/],
+      [["HTTP/1.1 500 200\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"], 1, /: 500 HTTP/],
+      [["HTTP/1.1 2000 OK\r\n\r\n"], 1, /: not HTTP: /],
+      [["HTTP/2 200\r\n\r\n"], 1, /: not HTTP: /],
+      [["\r\nHTTP/1.1 200 OK\r\n\r\n"], 1, /: not HTTP: /],
+      [[], 1, /: not HTTP:$/],
+    ] as const;
+    const asked = await Promise.all(rows.map(async ([parts]) => {
+      using server = answerBy(parts);
+      return await ask(server.port);
+    }));
+    for (const [n, [parts, code, line]] of rows.entries()) {
+      await context.step(JSON.stringify(parts), () => {
+        assertEquals(asked[n]!.code, code, asked[n]!.line);
+        assertMatch(asked[n]!.line, line);
+      });
     }
-  });
+  }));
 
-  test("--health waits two seconds at most for who stops in the middle", async () => {
+  Deno.test(
+    formSpec("--health reads a few kB of an endless answer, and its status decides", async () => {
+      for (
+        const [head, code, line] of [
+          [HEAD, 0, /^200( x+)?$/],
+          ["HTTP/1.1 500 No\r\n\r\n", 1, / 500( x+)?$/],
+          ["", 1, / not HTTP: x+$/],
+        ] as const
+      ) {
+        using server = answerBy([head], { then: "more" });
+        const found = await ask(server.port);
+        assertEquals(found.code, code);
+        assertMatch(found.line, line);
+        assert(found.line.length < 300, found.line);
+        assertLess(server.sent, 50e6, "what was read, beside what the kernel buffers");
+      }
+    }),
+  );
+
+  Deno.test(formSpec("--health waits two seconds at most for who stops in the middle", async () => {
     const begun = Date.now();
     const found = await Promise.all(
       [[], ["HTTP/1.1 "], ["HTTP/1.1 200 OK\r\n"]].map(async (parts) => {
@@ -103,17 +111,18 @@ for (const form of FORMS) {
       assertEquals(code, 1);
       assertMatch(line, /^127\.0\.0\.1 port \d+: no answer within 2 seconds$/);
     }
-  });
+  }));
 
-  test("--health says that it cannot know a free port", async () => {
+  Deno.test(formSpec("--health says that it cannot know a free port", async () => {
     const { code, line } = await ask(0);
     assertEquals(code, 1);
     assertMatch(line, /PORT=0 picks a free port, which --health cannot know/);
-  });
+  }));
 }
 
 for (const form of FORMS) {
-  bindTest(form)("--health asks 127.0.0.1 where HOST is ::", async () => {
+  const formSpec = bindSpec(form);
+  Deno.test(formSpec("--health asks 127.0.0.1 where HOST is ::", async () => {
     await using service = await start(form, { HOST: "::" });
     const env = { HOST: "::", PORT: String(service.port) };
     await using run = await launch(form, env, ["--health"]);
@@ -121,5 +130,5 @@ for (const form of FORMS) {
     await using missing = await launch(form, { ...env, PORT: "1" }, ["--health"]);
     assertEquals(await missing.waitForCode(), 1);
     assertMatch(missing.stdout, /^127\.0\.0\.1 port 1: .*refused/);
-  }, !HAS_IPV6 && "no IPv6 here");
+  }, !HAS_IPV6 && "no IPv6 here"));
 }

@@ -7,22 +7,17 @@
  * `EXECUTABLE` and `CEILING_EXECUTABLE` name compiled forms to take instead of source runs.
  */
 
+import { makeProcessForm, SOURCE } from "../../.test/forms.ts";
 import {
   endGuard,
-  findFreePort,
-  formatRequest,
   lacks,
-  launch,
-  makeProcessForm,
   makeTempPath,
   pathOf,
-  readMegabytes,
   readOutput,
-  type Run,
   runProgram,
-  sendRaw,
-  SOURCE,
-} from "../../.ci/harness.ts";
+} from "../../.test/programs.ts";
+import { findFreePort, formatRequest, sendRaw } from "../../.test/requests.ts";
+import { launch, readMegabytes, type Run } from "../../.test/run.ts";
 
 interface Contender {
   readonly name: string;

@@ -1,0 +1,107 @@
+/**
+ * The forms of the service: its source, and what the environment names.
+ *
+ * `EXECUTABLE` and `IMAGE` name an executable and an image to test beside the source, `ARM64_IMAGE` an
+ * image that Docker emulates. `FULL=1` gives what takes long its full size, as `.ci/run` does.
+ *
+ * @module
+ */
+import project from "../deno.json" with { type: "json" };
+import { readOutput } from "./programs.ts";
+
+/** Whether what takes long runs at its full size. */
+export const IS_FULL = Boolean(Deno.env.get("FULL"));
+
+/** What a run may take. */
+export interface Limits {
+  readonly descriptors?: number;
+  /** Of a container; a process of its own has none. */
+  readonly memory?: string;
+}
+
+/** A way to run the service. */
+export interface Form {
+  readonly name: string;
+  readonly isImage: boolean;
+  readonly isEmulated: boolean;
+  /** Program and arguments that run it with these variables and limits. */
+  command(env: Record<string, string>, container: string, limits: Limits): Promise<string[]>;
+}
+
+/** The form of a command that is the service. */
+export function makeProcessForm(
+  name: string,
+  getCommand: () => string[] | Promise<string[]>,
+): Form {
+  return {
+    name,
+    isImage: false,
+    isEmulated: false,
+    async command(_env, _container, { descriptors }) {
+      const command = await getCommand();
+      if (!descriptors) return command;
+      return ["sh", "-c", `ulimit -n ${descriptors} && exec "$0" "$@"`, ...command];
+    },
+  };
+}
+
+/** The form whose command is changed, to run it behind a shell for one. */
+export function wrapForm(form: Form, wrap: (command: string[]) => string[]): Form {
+  return { ...form, command: async (...run) => wrap(await form.command(...run)) };
+}
+
+/** How an image is run, and how the README says to. */
+export const HARDENED =
+  "--read-only --cap-drop ALL --security-opt no-new-privileges --pids-limit 64".split(" ");
+
+/** The memory of a container, where a test does not say it. */
+export const IMAGE_MEMORY = "128m";
+
+/** The form of an image; a platform says that Docker emulates it. */
+export function makeImageForm(name: string, image: string, platform?: string): Form {
+  return {
+    name,
+    isImage: true,
+    isEmulated: platform !== undefined,
+    command: (env, container, { descriptors, memory = IMAGE_MEMORY }) =>
+      Promise.resolve([
+        ...["docker", "run", "--rm", "--name", container, "--network", "host", ...HARDENED],
+        ...(descriptors ? ["--ulimit", `nofile=${descriptors}`] : []),
+        // an emulator takes memory beyond any limit
+        ...(platform ? ["--platform", platform] : ["--memory", memory]),
+        ...Object.entries(env).flatMap(([name, value]) => ["--env", `${name}=${value}`]),
+        image,
+      ]),
+  };
+}
+
+let sourceCommand: Promise<string[]> | undefined;
+
+/** What `deno task start` runs, where the task that it asks for flags is run once. */
+async function readSourceCommand(): Promise<string[]> {
+  let { command } = project.tasks.start;
+  for (const [call, task] of command.matchAll(/\$\(deno task -q (\w+)\)/g)) {
+    command = command.replace(call, await readOutput([Deno.execPath(), "task", "-q", task!]));
+  }
+  return [Deno.execPath(), ...command.split(/ +/).slice(1)];
+}
+
+/** The service run from its source. */
+export const SOURCE = makeProcessForm("source", () => sourceCommand ??= readSourceCommand());
+
+export const IMAGE = Deno.env.get("IMAGE");
+export const ARM64_IMAGE = Deno.env.get("ARM64_IMAGE");
+const EXECUTABLE = Deno.env.get("EXECUTABLE");
+
+/** The forms that are there. */
+export const FORMS: readonly Form[] = [
+  SOURCE,
+  ...(EXECUTABLE ? [makeProcessForm("executable", () => [EXECUTABLE])] : []),
+  ...(IMAGE ? [makeImageForm("image", IMAGE)] : []),
+];
+
+/** The forms that are held to the contract: those, and the emulated one, which takes its time. */
+export const CONTRACT_FORMS: readonly Form[] = [
+  ...FORMS,
+  ...(ARM64_IMAGE ? [makeImageForm("arm64 image", ARM64_IMAGE, "linux/arm64")] : []),
+];

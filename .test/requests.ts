@@ -1,0 +1,235 @@
+/** Requests where `fetch` would hide something: by bytes on a socket, and by HTTP/2. */
+import { Buffer } from "node:buffer";
+import { once } from "node:events";
+import http2 from "node:http2";
+import { waitFor } from "./waiting.ts";
+
+/** Whether this machine has IPv6. */
+export const HAS_IPV6 = (() => {
+  try {
+    Deno.listen({ hostname: "::1", port: 0 }).close();
+    return true;
+  } catch {
+    return false;
+  }
+})();
+
+/** A port that nothing listens on. */
+export function findFreePort(): number {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  return listener.addr.port;
+}
+
+/** Whether nothing listens on a port. */
+export async function isRefused(port: number): Promise<boolean> {
+  try {
+    using _connection = await Deno.connect({ hostname: "127.0.0.1", port });
+    return false;
+  } catch (error) {
+    if (error instanceof Deno.errors.ConnectionRefused) return true;
+    // it closed before it took the connection
+    if (error instanceof Deno.errors.ConnectionReset) return false;
+    throw error;
+  }
+}
+
+/** The text of a request, in which a character is a byte. `host` and `fields` are whole lines. */
+export function formatRequest(
+  target: string,
+  { method = "GET", version = "HTTP/1.1", host = "Host: x\r\n", fields = "", body = "" } = {},
+): string {
+  return `${method} ${target} ${version}\r\n${host}${fields}\r\n${body}`;
+}
+
+/** An answer, in whose body a character is a byte. */
+export interface Answer {
+  readonly status: number;
+  readonly headers: Headers;
+  readonly body: string;
+}
+
+/** A connection on which a test writes its requests by itself. */
+export class Connection implements Disposable {
+  /** What came and was not taken as an answer. */
+  received = "";
+  readonly #connection: Deno.TcpConn;
+  readonly #buffer = Buffer.alloc(65_536);
+  #isOpen = true;
+
+  constructor(connection: Deno.TcpConn) {
+    this.#connection = connection;
+  }
+
+  /** Sends text, in which a character is a byte. */
+  async send(text: string) {
+    let bytes = Buffer.from(text, "latin1");
+    while (bytes.length > 0) bytes = bytes.subarray(await this.#connection.write(bytes));
+  }
+
+  /** Takes the next answer out of what was received; nothing where it is not whole. */
+  take(isHead = false): Answer | undefined {
+    const end = findEnd(this.received, isHead);
+    if (end > this.received.length) return undefined;
+    const answer = parseAnswer(this.received.slice(0, end));
+    this.received = this.received.slice(end);
+    return answer;
+  }
+
+  /** Waits for the next answer; nothing when the other end closes before it is whole. */
+  async receive(isHead = false): Promise<Answer | undefined> {
+    while (true) {
+      const answer = this.take(isHead);
+      if (answer || !await this.read("an answer")) return answer;
+    }
+  }
+
+  /** Reads until the other end closes. */
+  async receiveAll(): Promise<string> {
+    while (await this.read("the end of the connection"));
+    return this.received;
+  }
+
+  /** Waits for some bytes; says whether there were any before the other end closed. */
+  async read(what = "some bytes"): Promise<boolean> {
+    const reading = this.#connection.read(this.#buffer).catch(() => null); // a reset closes as well
+    const seen = () => `${what}; seen last: ${JSON.stringify(this.received.slice(-2000))}`;
+    const length = await waitFor(reading, seen);
+    if (length !== null) this.received += this.#buffer.toString("latin1", 0, length);
+    return length !== null;
+  }
+
+  /** Says that no more will be sent. */
+  async closeWrite() {
+    await this.#connection.closeWrite();
+  }
+
+  close() {
+    if (this.#isOpen) this.#connection.close();
+    this.#isOpen = false;
+  }
+
+  [Symbol.dispose]() {
+    this.close();
+  }
+}
+
+/** Opens a connection to the service. */
+export async function connect(port: number, hostname = "127.0.0.1"): Promise<Connection> {
+  return new Connection(await Deno.connect({ hostname, port }));
+}
+
+/** Where the first answer in a text ends; beyond it when there is more to come. */
+function findEnd(text: string, isHead: boolean): number {
+  const headEnd = text.indexOf("\r\n\r\n") + 4;
+  if (headEnd < 4) return Infinity;
+  const head = text.slice(0, headEnd);
+  if (isHead || /^HTTP\/1\.1 (1\d\d|204|304) /.test(head)) return headEnd;
+  const length = /^content-length: (\d+)\r$/im.exec(head)?.[1];
+  return length === undefined ? Infinity : headEnd + Number(length);
+}
+
+function parseAnswer(text: string): Answer {
+  const headEnd = text.indexOf("\r\n\r\n");
+  const [statusLine = "", ...fields] = text.slice(0, headEnd).split("\r\n");
+  const status = /^HTTP\/1\.[01] (\d{3}) /.exec(statusLine)?.[1];
+  if (!status) throw new Error(`no HTTP answer: ${JSON.stringify(text)}`);
+  const headers = new Headers(fields.map((field) => {
+    const colon = field.indexOf(":");
+    return [field.slice(0, colon), field.slice(colon + 1).trim()];
+  }));
+  return { status: Number(status), headers, body: text.slice(headEnd + 4) };
+}
+
+/** Sends the text of a request on a connection of its own, which no pool hides. */
+export async function sendRaw(port: number, text: string, hostname?: string): Promise<Answer> {
+  using connection = await connect(port, hostname);
+  // an answer may come, and the connection be closed, before all is sent
+  const sending = connection.send(text).catch(() => {});
+  const answer = await connection.receive(text.startsWith("HEAD "));
+  connection.close();
+  await sending;
+  if (answer) return answer;
+  throw new Error(`the connection closed after ${JSON.stringify(connection.received)}`);
+}
+
+/** Asks for the health, on a connection of its own. */
+export function probe(port: number, hostname?: string): Promise<Answer> {
+  return sendRaw(port, formatRequest("/health"), hostname);
+}
+
+/**
+ * Sends a request by HTTP/2, by prior knowledge, on a connection of its own.
+ *
+ * @param headers by name, pseudo-headers among them
+ * @throws {Error} when the service refuses or resets the stream
+ */
+export async function sendHttp2(
+  port: number,
+  headers: Record<string, string> = {},
+): Promise<Answer> {
+  const session = http2.connect(`http://127.0.0.1:${port}`);
+  session.on("error", () => {}); // its stream has the same error
+  const closed = new Promise((resolve) => session.once("close", resolve));
+  const receive = async () => {
+    const stream = session.request(headers);
+    stream.setEncoding("latin1").end();
+    const [{ ":status": status, ...fields }] = await once(stream, "response");
+    let body = "";
+    for await (const text of stream) body += text;
+    return { status, headers: new Headers(fields), body };
+  };
+  try {
+    return await waitFor(receive(), `an answer to ${JSON.stringify(headers)} by HTTP/2`);
+  } finally {
+    session.destroy();
+    await closed;
+  }
+}
+
+// ---- Frames of HTTP/2, where a library would refuse to send them ----
+
+/** What a connection of HTTP/2 begins with: the preface and empty settings. */
+export const HTTP2_PREFACE = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + formatFrame(4, 0, 0);
+
+export function formatFrame(type: number, flags: number, stream: number, payload = ""): string {
+  const head = Buffer.alloc(9);
+  head.writeUInt32BE(payload.length * 256 + type);
+  head.writeUInt8(flags, 4);
+  head.writeUInt32BE(stream, 5);
+  return head.toString("latin1") + payload;
+}
+
+type Fields = readonly (readonly [name: string, value: string])[];
+
+/** The frame that is a whole request. Each name and value is literal and below 127 bytes. */
+export function formatHeaders(stream: number, fields: Fields): string {
+  const literal = (text: string) => String.fromCharCode(text.length) + text;
+  const payload = fields.map(([name, value]) => "\0" + literal(name) + literal(value)).join("");
+  return formatFrame(1, 5, stream, payload); // END_STREAM and END_HEADERS
+}
+
+/** The frame that cancels a stream. */
+export function formatReset(stream: number): string {
+  return formatFrame(3, 0, stream, "\0\0\0\x08");
+}
+
+/** Sends a request of these fields, valid or not, and gives all that comes until the stream ends. */
+export async function sendFrames(port: number, fields: Fields): Promise<string> {
+  using connection = await connect(port);
+  await connection.send(HTTP2_PREFACE + formatHeaders(1, fields));
+  while (!hasEnded(connection.received) && await connection.read("the end of a stream"));
+  return connection.received;
+}
+
+/** Whether there is a whole frame that ends the stream or the connection. */
+function hasEnded(frames: string): boolean {
+  const bytes = Buffer.from(frames, "latin1");
+  for (let at = 0; at + 9 <= bytes.length;) {
+    const [type, flags] = [bytes[at + 3]!, bytes[at + 4]!];
+    const next = at + 9 + bytes.readUIntBE(at, 3);
+    const isLast = type <= 1 ? (flags & 1) === 1 : type === 3 || type === 7;
+    if (isLast && next <= bytes.length) return true;
+    at = next;
+  }
+  return false;
+}

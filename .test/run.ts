@@ -1,0 +1,266 @@
+/** A run of the service, and the tests that show what it wrote where they fail. */
+import { parseConfig } from "../main.ts";
+import type { Form, Limits } from "./forms.ts";
+import { atExit, docker, inspect, pathOf } from "./programs.ts";
+import { waitFor } from "./waiting.ts";
+
+/** What the configuration is when no variable is set. */
+export const DEFAULTS = parseConfig({ get: () => undefined }, false);
+
+// ---- Tests ----
+
+/** The runs of the present test, whose output a failure shows. */
+const runs: Run[] = [];
+const shared = new Map<Form, Promise<RunningService>>();
+
+Deno.test.beforeEach(() => void runs.splice(0));
+Deno.test.afterAll(async () => {
+  for (const service of shared.values()) await (await service)[Symbol.asyncDispose]();
+});
+
+/** What `Deno.test` and `context.step` take. */
+export interface Spec {
+  readonly name: string;
+  readonly ignore: boolean;
+  fn(context: Deno.TestContext): Promise<void>;
+}
+
+/**
+ * Describes a test for `Deno.test`, or a row of it for `context.step`, which are called in the test's
+ * own file so that a failure is headed by its line. The error shows what the service wrote.
+ *
+ * @param name what holds
+ * @param fn the proof
+ * @param reasons why it cannot run here; the first one that is not empty leaves it out, by name
+ */
+export function spec(
+  name: string,
+  fn: (context: Deno.TestContext) => Promise<void> | void,
+  ...reasons: (string | false | undefined)[]
+): Spec {
+  const reason = reasons.find(Boolean);
+  return {
+    name: reason ? `${name} [left out: ${reason}]` : name,
+    ignore: Boolean(reason),
+    async fn(context) {
+      try {
+        await fn(context);
+      } catch (error) {
+        if (error instanceof Error) error.message += runs.map((run) => run.describe()).join("");
+        throw error;
+      }
+    },
+  };
+}
+
+/** A `spec` whose names begin with a form's. */
+export function bindSpec(form: Form): typeof spec {
+  return (name, ...rest) => spec(`${form.name}: ${name}`, ...rest);
+}
+
+/** Says in a test that the rest of it is left out, and why. */
+export async function leaveOut(context: Deno.TestContext, reason: string) {
+  await context.step(spec("the rest", () => {}, reason));
+}
+
+// ---- A run of the service ----
+
+/** One run of the service, made by `launch` or `start`. Leaving its scope ends it. */
+export class Run implements AsyncDisposable {
+  /** What it wrote so far. */
+  stdout = "";
+  stderr = "";
+  readonly form: Form;
+  readonly #child: Deno.ChildProcess;
+  readonly #container: string;
+  readonly #reader: ReadableStreamDefaultReader<Uint8Array>;
+  readonly #ended: Promise<void>;
+  #hasEnded = false;
+  #arrived = Promise.withResolvers<void>();
+  #resumed = Promise.withResolvers<void>();
+
+  constructor(form: Form, child: Deno.ChildProcess, container: string, forget: () => void) {
+    this.form = form;
+    this.#child = child;
+    this.#container = container;
+    this.#reader = child.stdout.getReader();
+    this.#resumed.resolve();
+    this.#ended = Promise.all([child.status, this.#readOutput(), this.#readErrors()]).then(() => {
+      this.#hasEnded = true;
+      this.#arrived.resolve();
+      forget();
+    });
+  }
+
+  async #readOutput() {
+    const decoder = new TextDecoder();
+    for (let chunk; !(chunk = await this.#reader.read()).done;) {
+      this.stdout += decoder.decode(chunk.value, { stream: true });
+      this.#arrived.resolve();
+      this.#arrived = Promise.withResolvers();
+      await this.#resumed.promise;
+    }
+  }
+
+  async #readErrors() {
+    const decoder = new TextDecoder();
+    for await (const chunk of this.#child.stderr) {
+      this.stderr += decoder.decode(chunk, { stream: true });
+      await this.#resumed.promise;
+    }
+  }
+
+  /** What a failed test shows of it. */
+  describe(): string {
+    const tail = (text: string) => text.length > 2000 ? `… ${text.slice(-2000)}` : text;
+    return `\n--- ${this.form.name}, standard output:\n${tail(this.stdout)}` +
+      (this.stderr && `--- and standard error:\n${tail(this.stderr)}`);
+  }
+
+  /** Stops reading what it writes. */
+  pause() {
+    this.#resumed = Promise.withResolvers();
+  }
+
+  /** Goes on reading what it writes. */
+  resume() {
+    this.#resumed.resolve();
+  }
+
+  /** Closes standard output at this end. */
+  async abandon() {
+    await this.#reader.cancel();
+  }
+
+  /** The log lines written so far. */
+  get lines(): Record<string, unknown>[] {
+    return this.stdout.split("\n").slice(0, -1).map((line) => JSON.parse(line));
+  }
+
+  /** Waits until standard output matches. */
+  async waitForOutput(pattern: RegExp): Promise<RegExpExecArray> {
+    while (true) {
+      const match = pattern.exec(this.stdout);
+      if (match) return match;
+      if (this.#hasEnded) throw new Error(`it ended without ${pattern} on standard output`);
+      await waitFor(this.#arrived.promise, `${pattern} on standard output`);
+    }
+  }
+
+  /** Sends a signal to the service, inside its container where it has one. */
+  kill(signal: Deno.Signal) {
+    this.#child.kill(signal); // docker hands it on
+  }
+
+  /** The number of the service's process, seen from outside its container. */
+  async readPid(): Promise<number> {
+    return this.form.isImage ? await inspect(this.#container, ".State.Pid") : this.#child.pid;
+  }
+
+  /** Waits for the end and gives the exit code. */
+  async waitForCode(): Promise<number> {
+    const { code, signal } = await waitFor(this.#child.status, "the end of the service");
+    if (signal !== null) throw new Error(`ended by ${signal} instead of an exit code`);
+    this.resume();
+    await this.#ended;
+    return code;
+  }
+
+  /** Kills the service with SIGKILL. */
+  async destroy() {
+    if (this.form.isImage) await docker("rm", "--force", this.#container);
+    this.#tryToKill("SIGKILL");
+    this.resume();
+    await this.#ended;
+  }
+
+  #tryToKill(...signals: Deno.Signal[]) {
+    try {
+      for (const signal of signals) this.kill(signal);
+    } catch {
+      // it ended by itself meanwhile
+    }
+  }
+
+  async [Symbol.asyncDispose]() {
+    if (this.#hasEnded) return;
+    // a docker client that is signalled three times leaves its container behind
+    if (this.form.isImage) return await this.destroy();
+    // two signals end it at once, and yet so that the coverage it saw is written
+    this.#tryToKill("SIGTERM", "SIGINT");
+    this.resume();
+    const timer = setTimeout(() => this.destroy(), 5000);
+    await this.#ended;
+    clearTimeout(timer);
+  }
+}
+
+/** A service that listens. */
+export type RunningService = Run & { readonly port: number; readonly url: string };
+
+/** Runs the service with these variables and arguments, whatever comes of it. */
+export async function launch(
+  form: Form,
+  env: Record<string, string> = {},
+  args: readonly string[] = [],
+  limits: Limits = {},
+): Promise<Run> {
+  const container = `devops-info-service-${crypto.randomUUID()}`;
+  const [program, ...rest] = await form.command(env, container, limits);
+  const inherited = Object.entries(Deno.env.toObject()).filter(([name]) => !(name in DEFAULTS));
+  const forgetContainer = form.isImage ? atExit(`docker rm --force ${container}`) : undefined;
+  const child = new Deno.Command(program!, {
+    args: [...rest, ...args],
+    clearEnv: true,
+    env: { ...Object.fromEntries(inherited), ...env },
+    cwd: pathOf(""),
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+    detached: true,
+  }).spawn();
+  const forgetProcess = atExit(`kill -s KILL -- -${child.pid}`);
+  const run = new Run(form, child, container, () => {
+    forgetProcess();
+    forgetContainer?.();
+  });
+  runs.push(run);
+  return run;
+}
+
+/** Runs a service on a free port of 127.0.0.1 and waits until it listens. */
+export async function start(
+  form: Form,
+  env: Record<string, string> = {},
+  limits: Limits = {},
+): Promise<RunningService> {
+  const run = await launch(form, { HOST: "127.0.0.1", PORT: "0", ...env }, [], limits);
+  try {
+    const [, port] = await run.waitForOutput(/listening.*?port"?[:=](\d+)/);
+    return Object.assign(run, { port: Number(port), url: `http://127.0.0.1:${port}` });
+  } catch (error) {
+    await run[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+/** A service of this form, without variables, for all tests of a file that leave it as it is. */
+export async function share(form: Form): Promise<RunningService> {
+  if (!shared.has(form)) shared.set(form, start(form));
+  const service = await shared.get(form)!;
+  if (!runs.includes(service)) runs.push(service);
+  return service;
+}
+
+/** What a run holds, from /proc. */
+export async function readResources(run: Run) {
+  const pid = await run.readPid();
+  const descriptors = [...Deno.readDirSync(`/proc/${pid}/fd`)].length;
+  return { megabytes: Math.round(readMegabytes(pid)), descriptors };
+}
+
+/** The memory that a process holds. */
+export function readMegabytes(pid: number): number {
+  const status = Deno.readTextFileSync(`/proc/${pid}/status`);
+  return Number(/^VmRSS:\s+(\d+)/m.exec(status)![1]) / 1024;
+}
