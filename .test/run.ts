@@ -85,27 +85,21 @@ export class Run implements AsyncDisposable {
     this.#container = container;
     this.#reader = child.stdout.getReader();
     this.#resumed.resolve();
-    this.#ended = Promise.all([child.status, this.#readOutput(), this.#readErrors()]).then(() => {
+    const reading = this.#read("stdout", this.#reader);
+    const readingErrors = this.#read("stderr", child.stderr.getReader());
+    this.#ended = Promise.all([child.status, reading, readingErrors]).then(() => {
       this.#hasEnded = true;
       this.#arrived.resolve();
       forget();
     });
   }
 
-  async #readOutput() {
+  async #read(name: "stdout" | "stderr", reader: ReadableStreamDefaultReader<Uint8Array>) {
     const decoder = new TextDecoder();
-    for (let chunk; !(chunk = await this.#reader.read()).done;) {
-      this.stdout += decoder.decode(chunk.value, { stream: true });
+    for (let chunk; !(chunk = await reader.read()).done;) {
+      this[name] += decoder.decode(chunk.value, { stream: true });
       this.#arrived.resolve();
       this.#arrived = Promise.withResolvers();
-      await this.#resumed.promise;
-    }
-  }
-
-  async #readErrors() {
-    const decoder = new TextDecoder();
-    for await (const chunk of this.#child.stderr) {
-      this.stderr += decoder.decode(chunk, { stream: true });
       await this.#resumed.promise;
     }
   }

@@ -1,21 +1,21 @@
-/** Lets Chromium show pages, and prints as JSON what it shows, and what it and axe have to complain of. */
+/**
+ * Lets Chromium show pages, and prints as JSON what it shows, and what it and axe complain of. It speaks
+ * the DevTools protocol by itself: a library for that comes with twenty more.
+ */
 /// <reference lib="dom" />
-// deno-lint-ignore-file no-import-prefix -- a tool of the tests, not of the project
+// deno-lint-ignore-file no-import-prefix no-explicit-any -- a tool; the protocol's types are its own
 import axe from "npm:axe-core@4.14.1";
-import puppeteer from "npm:puppeteer-core@25.16.0";
 
 interface Input {
   readonly executablePath: string;
   /** For all that Chromium writes. */
   readonly folder: string;
-  /** Where to write a shell script that kills Chromium. */
-  readonly exitScript: string;
   readonly visits: {
     readonly url: string;
-    readonly scheme: keyof typeof SCHEMES;
     readonly width: number;
+    readonly scheme?: "light" | "dark" | "forced";
     /** The reader's text zoom, in percent. */
-    readonly textSize: number;
+    readonly textSize?: number;
     readonly isPrinted?: boolean;
     readonly userAgent?: string;
   }[];
@@ -28,7 +28,8 @@ const SCHEMES = {
   forced: { name: "forced-colors", value: "active" },
 };
 
-/** What the page shows, read inside of it. */
+// ---- Read inside the page ----
+
 function readPage() {
   const banner = document.querySelector("header .banner");
   return {
@@ -42,25 +43,21 @@ function readPage() {
   };
 }
 
-/** What sticks out of the box around it, scrolls, or breaks over lines where it must not; read in the page. */
+/** What sticks out of the box around it, scrolls, or breaks over lines where it must not. */
 function findBroken(textSize: number): string[] {
   const found = new Set<string>();
-  const sticksOut = (
-    inner: { left: number; right: number },
-    outer: { left: number; right: number },
-  ) => inner.left < outer.left - 1 || inner.right > outer.right + 1;
+  const sticksOut = (inner: DOMRect, outer: DOMRect) =>
+    inner.left < outer.left - 1 || inner.right > outer.right + 1;
   for (const element of document.body.querySelectorAll("*")) {
     const name = `<${element.localName}> ${element.textContent?.trim().slice(0, 30)}`;
-    const box = element.getBoundingClientRect();
+    const [box, around] = [element, element.parentElement!].map((one) =>
+      one.getBoundingClientRect()
+    );
     const content = document.createRange();
     content.selectNodeContents(element);
     const lines = [...content.getClientRects()];
-    if (lines.some((line) => sticksOut(line, box))) found.add(`text out of ${name}`);
-    for (let around = element.parentElement; around !== null; around = around.parentElement) {
-      if (sticksOut(box, around.getBoundingClientRect())) {
-        found.add(`${name} out of <${around.localName}>`);
-      }
-    }
+    if (lines.some((line) => sticksOut(line, box!))) found.add(`text out of ${name}`);
+    if (sticksOut(box!, around!)) found.add(`${name} out of <${element.parentElement!.localName}>`);
     if (element.clientWidth > 0 && element.scrollWidth > element.clientWidth + 1) {
       found.add(`${name} scrolls`);
     }
@@ -74,15 +71,13 @@ function findBroken(textSize: number): string[] {
   return [...found];
 }
 
-/** Pale text, whose background a printer leaves out; read in the page. */
+/** Pale text, whose background a printer leaves out. */
 function findPale(): string[] {
   return [...document.body.querySelectorAll("*")].filter((element) => {
     const { color, printColorAdjust } = getComputedStyle(element);
     const parts = (color.match(/\d+/g) ?? []).slice(0, 3).map(Number);
     return printColorAdjust !== "exact" && parts.every((part) => part > 128);
-  }).map(({ localName, textContent }) =>
-    `<${localName}> ${textContent?.trim().slice(0, 30)} is too pale`
-  );
+  }).map(({ localName, textContent }) => `<${localName}> ${textContent?.trim()} is too pale`);
 }
 
 /** A pixel of a picture, near its top left, as red, green, blue. */
@@ -95,68 +90,119 @@ async function readPixel(url: string) {
   return [...context.getImageData(8, 8, 1, 1).data].slice(0, 3);
 }
 
-const { executablePath, folder, exitScript, visits }: Input = await new Response(
-  Deno.stdin.readable,
-).json();
-const browser = await puppeteer.launch({
-  executablePath,
-  userDataDir: `${folder}/profile`,
-  env: { ...Deno.env.toObject(), HOME: folder, TMPDIR: folder },
-  pipe: true,
-  args: ["--no-sandbox", "--disable-gpu", "--disable-quic"],
-});
-Deno.writeTextFileSync(exitScript, `kill -s KILL -- -${browser.process()!.pid}`);
+// ---- Chromium ----
+
+const { executablePath, folder, visits }: Input = await new Response(Deno.stdin.readable).json();
+const chromium = new Deno.Command(executablePath, {
+  args: [
+    ..."--headless --no-sandbox --disable-gpu --disable-quic --remote-debugging-port=0".split(" "),
+    `--user-data-dir=${folder}/profile`,
+    "about:blank",
+  ],
+  env: { HOME: folder, TMPDIR: folder },
+  stdin: "null",
+  stdout: "null",
+  stderr: "piped",
+}).spawn();
+
+/** The address of the one page, by which Chromium takes commands. */
+async function findPage(): Promise<string> {
+  let said = "";
+  const errors = chromium.stderr.pipeThrough(new TextDecoderStream());
+  for await (const text of errors.values({ preventCancel: true })) {
+    said += text;
+    const host = /ws:\/\/([^/]+)\/.*\n/.exec(said)?.[1];
+    if (!host) continue;
+    const targets: any[] = await (await fetch(`http://${host}/json/list`)).json();
+    return targets.find(({ type }) => type === "page").webSocketDebuggerUrl;
+  }
+  throw new Error(`Chromium ended: ${said}`);
+}
+
+const socket = new WebSocket(await findPage());
+await new Promise((resolve) => socket.onopen = resolve);
+const calls: PromiseWithResolvers<any>[] = [];
+let loaded = Promise.withResolvers<void>();
+let [asked, complaints]: [string, string[]] = ["", []];
+
+socket.onmessage = ({ data }) => {
+  const { id, result, error, method, params } = JSON.parse(data);
+  if (error) calls[id]!.reject(new Error(error.message));
+  else if (id !== undefined) calls[id]!.resolve(result);
+  else if (method === "Page.loadEventFired") loaded.resolve();
+  else if (method === "Log.entryAdded") complaints.push(params.entry.text);
+  else if (method === "Runtime.consoleAPICalled") complaints.push(JSON.stringify(params.args));
+  else if (method === "Runtime.exceptionThrown") complaints.push(params.exceptionDetails.text);
+  else if (method === "Network.loadingFailed") complaints.push(`failed: ${params.errorText}`);
+  else if (method === "Network.requestWillBeSent") {
+    const { url } = params.request;
+    if (url !== asked && !url.startsWith("data:")) complaints.push(`asks for ${url}`);
+  }
+};
+
+function call(method: string, params = {}): Promise<any> {
+  calls.push(Promise.withResolvers());
+  socket.send(JSON.stringify({ id: calls.length - 1, method, params }));
+  return calls.at(-1)!.promise;
+}
+
+async function visit(url: string) {
+  [asked, loaded] = [new URL(url).href, Promise.withResolvers()];
+  await call("Page.navigate", { url });
+  await loaded.promise;
+}
+
+async function evaluate(expression: string) {
+  const options = { expression, awaitPromise: true, returnByValue: true };
+  const { result, exceptionDetails } = await call("Runtime.evaluate", options);
+  if (exceptionDetails) throw new Error(JSON.stringify(exceptionDetails));
+  return result.value;
+}
+
+/** Calls a function in the page. */
+function callIn<T, A>(fn: (argument: A) => T, argument?: A): Promise<Awaited<T>> {
+  return evaluate(`(${fn})(${JSON.stringify(argument)})`);
+}
+
+for (const domain of ["Page", "Runtime", "Log", "Network"]) await call(`${domain}.enable`);
+const seen = [];
 try {
-  const blank = await browser.newPage();
-  const seen = [];
-  for (const { url, scheme, width, textSize, isPrinted, userAgent } of visits) {
-    const page = await browser.newPage();
-    const complaints: string[] = [];
-    page.on("console", (message) => complaints.push(message.text()));
-    page.on("pageerror", (error) => complaints.push(String(error)));
-    page.on("requestfailed", (request) => complaints.push(`${request.url()} failed`));
-    page.on("request", (request) => {
-      const other = request.url();
-      if (other !== new URL(url).href && !other.startsWith("data:")) {
-        complaints.push(`asks for ${other}`);
-      }
-    });
-    const session = await page.createCDPSession();
-    await session.send("Emulation.setEmulatedMedia", { features: [SCHEMES[scheme]] });
-    await page.setViewport({ width, height: 844 });
-    if (userAgent) await page.setUserAgent({ userAgent });
-    await page.goto(url);
-    await page.evaluate(`document.documentElement.style.fontSize = "${textSize}%"`);
-    const png = await page.screenshot({ encoding: "base64" });
-    const view = {
-      ...await page.evaluate(readPage),
-      broken: await page.evaluate(findBroken, textSize),
-    };
-    await page.evaluate(axe.source);
-    const { violations, passes } = await page.evaluate("axe.run(document)") as axe.AxeResults;
+  for (
+    const { url, scheme = "light", width, textSize = 100, isPrinted, userAgent = "" } of visits
+  ) {
+    complaints = [];
+    const features = [SCHEMES[scheme]];
+    await call("Emulation.setEmulatedMedia", { media: "", features });
+    const metrics = { width, height: 844, deviceScaleFactor: 1, mobile: false };
+    await call("Emulation.setDeviceMetricsOverride", metrics);
+    await call("Emulation.setUserAgentOverride", { userAgent });
+    await visit(url);
+    await evaluate(`document.documentElement.style.fontSize = "${textSize}%"`);
+    const { data: png } = await call("Page.captureScreenshot");
+    const view = await callIn(readPage);
+    const broken = await callIn(findBroken, textSize);
+    await evaluate(`${axe.source}; undefined`);
+    const { violations, passes }: axe.AxeResults = await evaluate("axe.run(document)");
     const barriers = violations.flatMap(({ id, nodes }) =>
       nodes.map(({ html }) => `${id}: ${html}`)
     );
     let sheets = 0;
     if (isPrinted) {
-      await page.emulateMediaType("print");
-      view.broken.push(...await page.evaluate(findPale));
-      const pdf = new TextDecoder("latin1").decode(await page.pdf({ format: "A4" }));
-      sheets = pdf.match(/\/Type\s*\/Page\b/g)?.length ?? 0;
+      await call("Emulation.setEmulatedMedia", { media: "print", features });
+      broken.push(...await callIn(findPale));
+      const { data } = await call("Page.printToPDF", { paperWidth: 8.27, paperHeight: 11.69 });
+      sheets = atob(data).match(/\/Type\s*\/Page\b/g)?.length ?? 0;
     }
+    const about = { ...view, broken, barriers, rules: passes.length, sheets, complaints };
+    await visit("about:blank"); // which may show any picture
+    const pixel = await callIn(readPixel, `data:image/png;base64,${png}`);
     seen.push({
-      ...view,
-      barriers,
-      rules: passes.length,
-      sheets,
-      pixel: await blank.evaluate(readPixel, `data:image/png;base64,${png}`),
-      iconPixel: view.iconUrl ? await blank.evaluate(readPixel, view.iconUrl) : [],
-      complaints,
+      ...about,
+      pixel,
+      iconPixel: view.iconUrl ? await callIn(readPixel, view.iconUrl) : [],
     });
-    await page.close();
   }
-  console.log(JSON.stringify(seen));
 } finally {
-  await browser.close();
-  Deno.removeSync(exitScript);
+  await call("Browser.close");
 }
+console.log(JSON.stringify(seen));

@@ -2,9 +2,8 @@
 // deno-lint-ignore no-import-prefix -- a tool of the tests, not of the project
 import jar from "npm:vnu-jar@26.9.27";
 
-const pages: string[] = await new Response(Deno.stdin.readable).json();
 const findings: string[] = [];
-for (const html of pages) {
+for (const html of await new Response(Deno.stdin.readable).json()) {
   const file = await Deno.makeTempFile({ suffix: ".html" });
   try {
     await Deno.writeTextFile(file, html);
