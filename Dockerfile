@@ -15,10 +15,9 @@ COPY .deno-std .deno-std
 RUN cp .deno-std/modules.ts main.ts && \
     deno task compile --target "$(cat target)" && rm -r dist
 COPY main.ts ./
-# OpenTelemetry is fixed at compile time; replace: console lines are exported instead of printed
+# OpenTelemetry is fixed at compile time
 ARG OTEL_DENO=false
-RUN if [ "$OTEL_DENO" = true ]; then export OTEL_DENO_CONSOLE=replace; fi && \
-    deno task compile --target "$(cat target)" && \
+RUN deno task compile --target "$(cat target)" && \
     touch --date @0 dist/devops-info-service
 
 FROM gcr.io/distroless/cc-debian13:nonroot
