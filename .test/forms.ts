@@ -79,7 +79,7 @@ let sourceCommand: Promise<string[]> | undefined;
 
 /** What `deno task start` runs, where the task that it asks for flags is run once. */
 async function readSourceCommand(): Promise<string[]> {
-  let { command } = project.tasks.start;
+  let command = project.tasks.start.command.replaceAll(/ \$\w+/g, ""); // variables that are not set
   for (const [call, task] of command.matchAll(/\$\(deno task -q (\w+)\)/g)) {
     command = command.replace(call, await readOutput([Deno.execPath(), "task", "-q", task!]));
   }

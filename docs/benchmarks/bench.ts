@@ -1,12 +1,12 @@
 /**
- * `deno task bench`: the service beside what it could be at best (a bare Deno.serve with a static answer
- * of the same size) and what one would pick instead (Go net/http, Node node:http), in one run.
+ * `deno task bench`: the service beside a bare Deno.serve with a static answer of the same size (the
+ * ceiling) and beside the same service on Go net/http and Node node:http, in one run.
  *
- * Every server stays up for the whole run, on one core; wrk goes round them from another, a second
- * each, so that a slow moment of the machine meets them all. Ratios are medians over the rounds.
- * `EXECUTABLE` and `CEILING_EXECUTABLE` name compiled forms to take instead of source runs.
+ * Every server stays up for the whole run, on one core. wrk goes round them from another, a second
+ * each, so that a slow moment of the machine meets them all. A request's cost is the CPU time that the
+ * server took, user and system, divided by the requests it answered. Figures and ratios are medians
+ * over the rounds. `EXECUTABLE` and `CEILING_EXECUTABLE` name compiled forms in place of source runs.
  */
-
 import { makeProcessForm, SOURCE } from "../../.test/forms.ts";
 import {
   endGuard,
@@ -23,15 +23,18 @@ interface Contender {
   readonly name: string;
   readonly command: readonly string[];
   readonly env?: Record<string, string>;
+  /** The only path that it answers as the service does; all where there is none. */
+  readonly path?: string;
 }
 
 const ROUNDS = Number(Deno.env.get("ROUNDS") || 6);
+const TICKS_PER_SECOND = 100;
 const missing: string[] = [];
-const pinned = navigator.hardwareConcurrency > 1 && !lacks("taskset");
-if (!pinned) missing.push("taskset or a second core: servers and load share what there is");
+const isPinned = navigator.hardwareConcurrency > 1 && !lacks("taskset");
+if (!isPinned) missing.push("taskset or a second core: servers and load share what there is");
 
 function onCore(core: number, command: readonly string[]): string[] {
-  return pinned ? ["taskset", "-c", String(core), ...command] : [...command];
+  return isPinned ? ["taskset", "-c", String(core), ...command] : [...command];
 }
 
 /** Starts a server with its log in a file and waits for its first answer, in milliseconds. */
@@ -58,24 +61,33 @@ async function waitForAnswer(run: Run, port: number) {
   }
 }
 
-async function rate(port: number, path: string): Promise<number> {
+/** The CPU time that a process took so far, user and system. */
+function readCpuSeconds(pid: number): number {
+  const fields = Deno.readTextFileSync(`/proc/${pid}/stat`).split(") ")[1]!.split(" ");
+  return (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND;
+}
+
+/** Loads a server for a second: what a request cost, and how many came. */
+async function load({ port, pid }: { port: number; pid: number }, path: string) {
+  const begun = readCpuSeconds(pid);
   const url = `http://127.0.0.1:${port}${path}`;
   const report = await readOutput(onCore(1, ["wrk", "-t1", "-c32", "-d1s", url]));
-  return Number(/Requests\/sec:\s+([\d.]+)/.exec(report)![1]);
+  const requests = Number(/(\d+) requests in/.exec(report)![1]);
+  return { microseconds: (readCpuSeconds(pid) - begun) / requests * 1e6, rate: requests };
 }
 
 function median(values: number[]): number {
   const sorted = values.toSorted((a, b) => a - b);
-  return (sorted[Math.floor((sorted.length - 1) / 2)]! +
-    sorted[Math.ceil((sorted.length - 1) / 2)]!) / 2;
+  const [low, high] = [Math.floor((sorted.length - 1) / 2), Math.ceil((sorted.length - 1) / 2)];
+  return (sorted[low]! + sorted[high]!) / 2;
 }
 
-function table(head: string[], rows: (string | number)[][]) {
+function printTable(head: string[], rows: (string | number)[][]) {
   const lines = [head, head.map(() => "---"), ...rows];
   console.log(lines.map((cells) => `| ${cells.join(" | ")} |`).join("\n") + "\n");
 }
 
-async function contenders(): Promise<Contender[]> {
+async function findContenders(): Promise<Contender[]> {
   const executable = Deno.env.get("EXECUTABLE");
   const bare = Deno.env.get("CEILING_EXECUTABLE");
   const service = executable ? [executable] : await SOURCE.command({}, "", {});
@@ -83,111 +95,118 @@ async function contenders(): Promise<Contender[]> {
     ...[Deno.execPath(), "run", "--no-lock", "--allow-net", "--allow-env=PORT,BODY"],
     pathOf("docs/benchmarks/ceiling.ts"),
   ];
-  const all: Contender[] = [
-    { name: "bare Deno.serve, 80 bytes", command: ceiling, env: { BODY: "80" } },
-    { name: "bare Deno.serve, 630 bytes", command: ceiling, env: { BODY: "630" } },
+  const contenders: Contender[] = [
     { name: "this service", command: service },
+    { name: "bare Deno.serve", command: ceiling, env: { BODY: "80" }, path: "/health" },
+    { name: "bare Deno.serve", command: ceiling, env: { BODY: "630" }, path: "/" },
   ];
   if (lacks("go")) missing.push("Go");
   else {
     const server = makeTempPath("server");
     await readOutput(["go", "build", "-o", server, pathOf("docs/benchmarks/server.go")]);
-    all.push({ name: "Go net/http", command: [server] });
+    contenders.push({ name: "Go net/http", command: [server] });
   }
   if (lacks("node")) missing.push("Node");
-  else {all.push({
-      name: "Node node:http",
-      command: ["node", pathOf("docs/benchmarks/server.mjs")],
-    });}
-  return all;
+  else {
+    const server = pathOf("docs/benchmarks/server.mjs");
+    contenders.push({ name: "Node node:http", command: ["node", server] });
+  }
+  return contenders;
 }
 
-async function benchmarkRates(all: Contender[]) {
-  const servers = [];
-  for (const contender of all) servers.push({ ...contender, ...await start(contender) });
-  const idle = servers.map(({ pid }) => readMegabytes(pid));
-  const loaded = servers.map(() => 0);
-  for (const [path, ceiling] of [["/health", 0], ["/", 1]] as const) {
-    for (const { port } of servers) await rate(port, path); // to warm up
-    const rates: number[][] = servers.map(() => []);
-    for (let round = 0; round < ROUNDS; round++) {
-      for (const [index, { port, pid }] of servers.entries()) {
-        rates[index]!.push(await rate(port, path));
-        loaded[index] = Math.max(loaded[index]!, readMegabytes(pid));
+/** Loads all servers in turn, and prints a table for each path and one for memory. */
+async function benchmarkRequests(contenders: Contender[]) {
+  const servers: (Contender & Awaited<ReturnType<typeof start>>)[] = [];
+  for (const contender of contenders) servers.push({ ...contender, ...await start(contender) });
+  const memory = servers.map(({ pid }) => ({ idle: readMegabytes(pid), loaded: 0 }));
+  for (const path of ["/health", "/"]) {
+    const loads = servers.map((): Awaited<ReturnType<typeof load>>[] => []);
+    for (let round = -1; round < ROUNDS; round++) { // the first one warms up
+      for (const [index, server] of servers.entries()) {
+        const found = await load(server, path);
+        if (round >= 0) loads[index]!.push(found);
+        memory[index]!.loaded = Math.max(memory[index]!.loaded, readMegabytes(server.pid));
       }
     }
-    const ratio = (index: number, base: number) =>
-      median(rates[index]!.map((value, round) => value / rates[base]![round]!)).toFixed(2);
-    const go = servers.findIndex(({ name }) => name.startsWith("Go"));
-    table(
-      [`\`GET ${path}\``, "requests/s", "of the ceiling", "of Go"],
-      servers.flatMap(({ name }, index) =>
-        index === 1 - ceiling ? [] : [[
-          name,
-          Math.round(median(rates[index]!)),
-          ratio(index, ceiling),
-          go < 0 ? "–" : ratio(index, go),
-        ]]
-      ),
+    const isFor = ({ path: only = path }: Contender) => only === path;
+    const compare = (index: number, name: string) => {
+      const base = servers.findIndex((server) => server.name === name && isFor(server));
+      if (base < 0) return "–";
+      return median(
+        loads[index]!.map(({ microseconds }, round) =>
+          loads[base]![round]!.microseconds / microseconds
+        ),
+      ).toFixed(2);
+    };
+    printTable(
+      [`\`GET ${path}\``, "CPU, µs", "of the ceiling", "of Go", "requests/s"],
+      [...servers.entries()].filter(([, server]) => isFor(server)).map(([index, { name }]) => [
+        name,
+        median(loads[index]!.map(({ microseconds }) => microseconds)).toFixed(1),
+        compare(index, "bare Deno.serve"),
+        compare(index, "Go net/http"),
+        median(loads[index]!.map(({ rate }) => rate)),
+      ]),
     );
   }
-  table(
+  printTable(
     ["resident memory", "idle, MB", "under load, MB"],
-    servers.map(({ name }, index) => [name, idle[index]!.toFixed(0), loaded[index]!.toFixed(0)]),
+    servers.map(({ name, path = "" }, index) => [
+      `${name} ${path}`.trim(),
+      memory[index]!.idle.toFixed(0),
+      memory[index]!.loaded.toFixed(0),
+    ]),
   );
   for (const { stop } of servers) await stop();
 }
 
-async function benchmarkStart(all: Contender[]) {
-  const times: number[][] = all.map(() => []);
+async function benchmarkStart(contenders: Contender[]) {
+  const times: number[][] = contenders.map(() => []);
   for (let round = 0; round < 2 * ROUNDS; round++) {
-    for (const [index, contender] of all.entries()) {
+    for (const [index, contender] of contenders.entries()) {
       const { milliseconds, stop } = await start(contender);
       times[index]!.push(milliseconds);
       await stop();
     }
   }
-  table(
-    ["start-up", "ms to the first answer", "of a bare Deno.serve"],
-    all.map(({ name }, index) => [
-      name,
+  printTable(
+    ["start-up", "ms to the first answer"],
+    contenders.map(({ name, path = "" }, index) => [
+      `${name} ${path}`.trim(),
       median(times[index]!).toFixed(0),
-      median(times[index]!.map((value, round) => value / times[0]![round]!)).toFixed(2),
     ]),
   );
 }
 
-async function benchmarkProbe({ name, command, env }: Contender) {
-  if (lacks("time")) {
-    missing.push("GNU time, for the probe's cost");
-    return;
-  }
-  const { port, stop } = await start({ name, command, env: env ?? {} });
-  const seen: number[][] = [];
-  for (let round = 0; round < 2 * ROUNDS; round++) {
-    const { stderr } = await runProgram(
-      ["/usr/bin/time", "--format", "%e %U %S %M", ...command, "--health"],
-      { env: { HOST: "127.0.0.1", PORT: String(port) } },
-    );
-    seen.push(stderr.trim().split("\n").at(-1)!.split(" ").map(Number));
-  }
-  const column = (index: number) => median(seen.map((row) => row[index]!));
-  table(["one `--health` probe", "takes"], [
-    ["time", `${(column(0) * 1000).toFixed(0)} ms`],
-    ["CPU", `${((column(1) + column(2)) * 1000).toFixed(0)} ms`],
-    ["memory at most", `${(column(3) / 1024).toFixed(0)} MB`],
-  ]);
-  await stop();
+async function benchmarkProbe(contender: Contender) {
+  if (!lacks("time")) {
+    const { port, stop } = await start(contender);
+    const env = { HOST: "127.0.0.1", PORT: String(port) };
+    const command = ["time", "--format", "%e %U %S %M", ...contender.command, "--health"];
+    const seen: number[][] = [];
+    for (let round = 0; round < 2 * ROUNDS; round++) {
+      const { stderr } = await runProgram(command, { env });
+      seen.push(stderr.trim().split("\n").at(-1)!.split(" ").map(Number));
+    }
+    const [time, user, system, kilobytes] = [0, 1, 2, 3].map((n) => median(seen.map((r) => r[n]!)));
+    printTable(["one `--health` probe", "ms", "ms of CPU", "MB at most"], [[
+      "this service",
+      (time! * 1000).toFixed(0),
+      ((user! + system!) * 1000).toFixed(0),
+      (kilobytes! / 1024).toFixed(0),
+    ]]);
+    await stop();
+  } else missing.push("GNU time, for the probe's cost");
 }
 
 try {
-  const all = await contenders();
-  const version = (await readOutput([all[2]!.command[0]!, "--version"])).split("\n")[0];
+  const contenders = await findContenders();
+  const version = (await readOutput([contenders[0]!.command[0]!, "--version"])).split("\n")[0];
   console.log(`${version}; ${navigator.hardwareConcurrency} cores, ${ROUNDS} rounds\n`);
   if (lacks("wrk")) missing.push("wrk, without which there is no load");
-  else await benchmarkRates(all);
-  await benchmarkStart(all);
-  await benchmarkProbe(all[2]!);
+  else await benchmarkRequests(contenders);
+  await benchmarkStart(contenders);
+  await benchmarkProbe(contenders[0]!);
 } finally {
   await endGuard();
 }
