@@ -320,7 +320,7 @@ function unmapIpv4(ipv6: string): string {
 function isHost(host: string | null): boolean {
   if (host === null) return true;
   if (host.startsWith("[")) {
-    return /^\[[\da-f:.]+\](?::\d*)?$/i.test(host) && URL.canParse(`http://${host}`);
+    return /^\[[\da-f:.]{2,45}\](?::\d*)?$/i.test(host) && URL.canParse(`http://${host}`);
   }
   const match = /^(?:[\w.~!$&'()*+,;=-]|%[\da-f]{2})+(?::(\d*))?$/i.exec(host);
   return match !== null && Number(match[1] ?? 0) <= 65535;
