@@ -245,7 +245,7 @@ function makeJson(status: Status, value: object, headers = {}): Answer {
   return { status, headers: { ...JSON_TYPE, ...headers }, body: JSON.stringify(value) + "\n" };
 }
 
-/** The last JSON of each part of `GET /`: most parts are the same object every time. */
+/** The last JSON of each part of `GET /`: most never change, and none may be changed in place. */
 const PARTS = new Map<string, { part: unknown; json: string }>();
 
 /** As `JSON.stringify`, at 0.9 of the CPU time of `GET /`. */
