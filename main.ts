@@ -37,14 +37,15 @@ export type Config = {
 type Env = Pick<Deno.Env, "get">;
 
 const ADDRESSES = ["0.0.0.0", "::", "127.0.0.1", "::1", "localhost"];
+/** A new one also needs a permission, in deno.json. */
 const VARIABLES = {
   HOST: allowOneOf("address to listen on", "0.0.0.0", ADDRESSES),
   PORT: allowNumber("port to listen on; 0 picks a free one, unknown to --health", 5000, 65535),
   LOG_LEVEL: allowOneOf("minimum level to log", "info", ["debug", "info", "warn", "error"]),
   LOG_FORMAT: allowOneOf("form of a log line; text on a terminal", "json", ["json", "text"]),
   TRUST_PROXY: allowNumber("exact number of proxies that append to X-Forwarded-For", 0, 16),
-  DRAIN_SECONDS: allowNumber("how long SIGTERM only turns /health to 503", 0, 300),
-  SHUTDOWN_SECONDS: allowNumber("how long running requests then have to finish", 8, 300),
+  DRAIN_SECONDS: allowNumber("seconds to keep serving after SIGTERM; /health answers 503", 0, 300),
+  SHUTDOWN_SECONDS: allowNumber("seconds that running requests then have to finish", 8, 300),
 };
 
 /** Deno's own variables that would bypass ours. */
