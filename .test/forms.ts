@@ -2,12 +2,13 @@
  * The forms of the service: its source, and what the environment names.
  *
  * `EXECUTABLE` and `IMAGE` name an executable and an image to test beside the source, `ARM64_IMAGE` an
- * image that Docker emulates. `FULL=1` gives what takes long its full size, as `.ci/run` does.
+ * image that Docker emulates, `BASE_IMAGE` one without Deno, where this Deno runs the source. `FULL=1`
+ * gives what takes long its full size, as `.ci/run` does.
  *
  * @module
  */
 import project from "../deno.json" with { type: "json" };
-import { readOutput } from "./programs.ts";
+import { pathOf, readOutput } from "./programs.ts";
 
 /** Whether what takes long runs at its full size. */
 export const IS_FULL = Boolean(Deno.env.get("FULL"));
@@ -89,8 +90,26 @@ async function readSourceCommand(): Promise<string[]> {
 /** The service run from its source. */
 export const SOURCE = makeProcessForm("source", () => sourceCommand ??= readSourceCommand());
 
+/** The form of the source in an image without Deno, by the Deno that runs the tests. */
+function makeMountedForm(name: string, image: string): Form {
+  const form = makeImageForm(name, image);
+  return {
+    ...form,
+    async command(...run) {
+      const docker = await form.command(...run);
+      const [_deno, ...source] = await (sourceCommand ??= readSourceCommand());
+      const { denoDir } = JSON.parse(await readOutput([Deno.execPath(), "info", "--json"]));
+      const mounts = { "/deno": Deno.execPath(), "/cache": denoDir, "/service": pathOf("") };
+      const options = Object.entries(mounts).flatMap(([to, from]) => ["-v", `${from}:${to}:ro`]);
+      options.push("--env", "DENO_DIR=/cache", "--workdir", "/service");
+      return [...docker.slice(0, -1), ...options, image, "/deno", ...source];
+    },
+  };
+}
+
 export const IMAGE = Deno.env.get("IMAGE");
 export const ARM64_IMAGE = Deno.env.get("ARM64_IMAGE");
+const BASE_IMAGE = Deno.env.get("BASE_IMAGE");
 const EXECUTABLE = Deno.env.get("EXECUTABLE");
 
 /** The forms that are there. */
@@ -100,8 +119,9 @@ export const FORMS: readonly Form[] = [
   ...(IMAGE ? [makeImageForm("image", IMAGE)] : []),
 ];
 
-/** The forms that are held to the contract: those, and the emulated one, which takes its time. */
+/** The forms that are held to the contract: those, and two that prove no more than that. */
 export const CONTRACT_FORMS: readonly Form[] = [
   ...FORMS,
+  ...(BASE_IMAGE ? [makeMountedForm(`Deno ${Deno.version.deno} on the base`, BASE_IMAGE)] : []),
   ...(ARM64_IMAGE ? [makeImageForm("arm64 image", ARM64_IMAGE, "linux/arm64")] : []),
 ];
