@@ -52,11 +52,11 @@ export interface Answer {
 export class Connection implements Disposable {
   /** What came and was not taken as an answer. */
   received = "";
-  readonly #connection: Deno.TcpConn;
+  readonly #connection: Deno.Conn;
   readonly #buffer = Buffer.alloc(65_536);
   #isOpen = true;
 
-  constructor(connection: Deno.TcpConn) {
+  constructor(connection: Deno.Conn) {
     this.#connection = connection;
   }
 

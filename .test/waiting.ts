@@ -36,14 +36,15 @@ export async function waitUntil<T>(
   what: string,
   look: () => T | Promise<T>,
   isRight: (seen: T) => boolean = Boolean,
+  seconds = PATIENCE_SECONDS,
 ): Promise<T> {
   const late = new Error();
-  const deadline = Date.now() + PATIENCE_SECONDS * 1000;
+  const deadline = Date.now() + seconds * 1000;
   while (true) {
     const seen = await look();
     if (isRight(seen)) return seen;
     if (Date.now() > deadline) {
-      late.message = `waited ${PATIENCE_SECONDS} s for ${what}; seen last: ${Deno.inspect(seen)}`;
+      late.message = `waited ${seconds} s for ${what}; seen last: ${Deno.inspect(seen)}`;
       throw late;
     }
     await sleep(20);
