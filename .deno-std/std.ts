@@ -9,6 +9,7 @@ const PATIENCE_MILLISECONDS = 5000;
 
 async function isCached(modules: readonly string[]): Promise<boolean> {
   try {
+    await import("./modules.ts"); // by a name in a variable it would need permission to read
     for (const name of modules) await import(name);
     return true;
   } catch {
@@ -30,7 +31,7 @@ function print(output: typeof Deno.stdout | typeof Deno.stderr, line: string): v
   output.writeSync(new TextEncoder().encode(`${line}\n`));
 }
 
-if (!await isCached(["./modules.ts", ...Deno.args]) && !await canReachJsr()) {
+if (!await isCached(Deno.args) && !await canReachJsr()) {
   print(Deno.stderr, "JSR cannot be reached: std comes from npm (deno-std) instead");
   print(Deno.stdout, FROM_NPM);
 }
