@@ -345,18 +345,17 @@ const STYLE = `
 :root { color-scheme: light dark; background: Canvas; font: 1rem/1.5 system-ui, sans-serif }
 body { max-width: 56rem; margin: auto; padding: 1rem; overflow-wrap: anywhere }
 body, header, main { display: grid; gap: 1.5rem 2rem }
-main { grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
+main { grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)) }
 h1, h2, p, dl, dd { margin: 0; font-size: 1rem }
 h1 { font-size: 1.5rem }
-.banner { padding: .5rem; border: solid #0000; border-radius: .5rem; color: #fff }
-.banner { print-color-adjust: exact }
+.banner { padding: .5rem; border: solid transparent; color: #fff; print-color-adjust: exact }
 ${Object.entries(STATES).map(([name, { color }]) => `.${name} { background: ${color} }`).join("\n")}
-table { width: 100%; border-collapse: collapse }
-div, tr { border-top: 1px solid #8886 }
-div { display: flex; flex-wrap: wrap; gap: 0 1rem; padding: .25rem 0 }
+table, tbody { display: block }
+div, tr { display: flex; flex-wrap: wrap; gap: 0 1rem; padding: 4px 0; border-top: 1px solid #8886 }
 dt { flex: 0 1 9rem }
-dd { flex: 1 1 10rem }
-th, td { padding: .25rem 1rem .25rem 0; text-align: left }
+dd { flex: 1 1 max-content }
+th, td { flex: 1 1 4rem; padding: 0; text-align: left }
+:is(th, td):last-child { flex: 2 1 7rem }
 dt, th, footer { font-weight: normal; opacity: .75 }`;
 const DIGEST = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(STYLE));
 const STYLE_HASH = new Uint8Array(DIGEST).toBase64();
@@ -375,8 +374,7 @@ function renderPage(facts: ReturnType<typeof collectFacts>, state: keyof typeof 
   const uptime = isYoung ? splitBySixty(uptime_seconds, "minute", "second") : uptime_human;
   const sections = { service: software, runtime: { uptime, ...moment }, ...others };
   const { mark, color, text } = STATES[state];
-  const circle = `<circle cx="8" cy="8" r="8" fill="${color}"/>`;
-  const icon = `<svg xmlns="http://www.w3.org/2000/svg">${circle}</svg>`;
+  const icon = `<svg xmlns="http://www.w3.org/2000/svg"><circle r="150%" fill="${color}"/></svg>`;
   return `<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -410,14 +408,14 @@ function renderList(facts: object): string {
 
 function renderTable(entries: object[]): string {
   const head = Object.keys(entries[0] ?? {}).map((key) => `<th>${makeLabel(key)}</th>`);
-  const rows = entries.map((entry) =>
-    Object.entries(entry).map(([key, value]) =>
-      key === "path" ? `<td><a href="${value}">${value}</a></td>` : `<td>${escapeHtml(value)}</td>`
-    )
-  );
-  return `<table>${
-    [head, ...rows].map((cells) => `<tr>${cells.join("")}</tr>`).join("\n")
-  }</table>`;
+  const rows = entries.map((entry) => Object.entries(entry).map(renderCell));
+  const lines = [head, ...rows].map((cells) => `<tr>${cells.join("")}</tr>`);
+  return `<table>${lines.join("\n")}</table>`;
+}
+
+function renderCell([key, value]: [string, unknown]): string {
+  const text = escapeHtml(value);
+  return `<td>${key === "path" ? `<a href="${text}">${text}</a>` : text}</td>`;
 }
 
 function makeLabel(key: string): string {
