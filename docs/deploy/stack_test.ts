@@ -21,8 +21,8 @@ const SERVICE = `${NAME}_web`;
 const TASKS = `label=com.docker.swarm.service.name=${SERVICE}`;
 const NEIGHBOUR = `${NAME}-neighbour`;
 const NEXT_IMAGE = `${NAME}:next`;
-/** A replacement takes some 20 s; a busy machine needs more. */
-const PATIENCE_SECONDS = 120;
+/** An update takes half a minute; a busy machine needs more. */
+const PATIENCE_SECONDS = 240;
 
 /** Makes this machine a swarm. Leaving the scope ends it, and all that runs in it. */
 async function initSwarm(): Promise<AsyncDisposable> {
@@ -45,7 +45,8 @@ async function deploy(stack: Stack, image: string, environment: Record<string, s
   const { networks = {}, services: { web: { ports: _, ...web } } } = structuredClone(stack);
   networks.default = { attachable: true }; // for the neighbour
   web.deploy.endpoint_mode = "dnsrr"; // Docker's DNS tells the addresses of the tasks
-  web.healthcheck = { interval: "2s", retries: 4 }; // which saves half a minute a case
+  // more often, which saves half a minute a case; and longer, since a busy machine is not sick
+  web.healthcheck = { interval: "2s", retries: 4, timeout: "20s" };
   Object.assign(web.environment, environment);
   const file = makeTempPath("stack.json");
   Deno.writeTextFileSync(file, JSON.stringify({ networks, services: { web } }));
