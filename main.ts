@@ -170,7 +170,6 @@ interface Visit {
   readonly client: () => ReturnType<typeof describeClient>;
 }
 
-/** What becomes a `Response`. */
 interface Answer {
   readonly status: Status;
   readonly headers: Record<string, string>;
