@@ -68,11 +68,14 @@ export class Connection implements Disposable {
 
   /** Takes the next answer out of what was received; nothing where it is not whole. */
   take(isHead = false): Answer | undefined {
-    const end = findEnd(this.received, isHead);
-    if (end > this.received.length) return undefined;
-    const answer = parseAnswer(this.received.slice(0, end));
-    this.received = this.received.slice(end);
-    return answer;
+    const [head = "", rest] = this.received.split(/\r\n\r\n(.*)/s, 2);
+    if (rest === undefined) return undefined;
+    const { status, headers } = parseHead(head);
+    const isEmpty = isHead || status < 200 || status === 204;
+    const length = isEmpty ? 0 : Number(headers.get("content-length") ?? Infinity);
+    if (rest.length < length) return undefined;
+    this.received = rest.slice(length);
+    return { status, headers, body: rest.slice(0, length) };
   }
 
   /** Waits for the next answer; nothing when the other end closes before it is whole. */
@@ -118,26 +121,12 @@ export async function connect(port: number, hostname = "127.0.0.1"): Promise<Con
   return new Connection(await Deno.connect({ hostname, port }));
 }
 
-/** Where the first answer in a text ends; beyond it when there is more to come. */
-function findEnd(text: string, isHead: boolean): number {
-  const headEnd = text.indexOf("\r\n\r\n") + 4;
-  if (headEnd < 4) return Infinity;
-  const head = text.slice(0, headEnd);
-  if (isHead || /^HTTP\/1\.1 (1\d\d|204|304) /.test(head)) return headEnd;
-  const length = /^content-length: (\d+)\r$/im.exec(head)?.[1];
-  return length === undefined ? Infinity : headEnd + Number(length);
-}
-
-function parseAnswer(text: string): Answer {
-  const headEnd = text.indexOf("\r\n\r\n");
-  const [statusLine = "", ...fields] = text.slice(0, headEnd).split("\r\n");
-  const status = /^HTTP\/1\.[01] (\d{3}) /.exec(statusLine)?.[1];
-  if (!status) throw new Error(`no HTTP answer: ${JSON.stringify(text)}`);
-  const headers = new Headers(fields.map((field) => {
-    const colon = field.indexOf(":");
-    return [field.slice(0, colon), field.slice(colon + 1).trim()];
-  }));
-  return { status: Number(status), headers, body: text.slice(headEnd + 4) };
+function parseHead(head: string) {
+  const [statusLine = "", ...fields] = head.split("\r\n");
+  const status = Number(/^HTTP\/1\.[01] (\d{3}) /.exec(statusLine)?.[1]);
+  if (!status) throw new Error(`no HTTP answer: ${JSON.stringify(head)}`);
+  const pairs = fields.map((field) => field.split(/: ?(.*)/s, 2) as [string, string]);
+  return { status, headers: new Headers(pairs) };
 }
 
 /** Sends the text of a request on a connection of its own, which no pool hides. */
