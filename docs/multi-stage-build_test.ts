@@ -4,7 +4,7 @@ import { ARM64_IMAGE, HARDENED, IMAGE, IMAGE_MEMORY } from "../.test/forms.ts";
 import { atExit, docker, inspect, makeTempPath, readOutput } from "../.test/programs.ts";
 import { readText, runProgram } from "../.test/programs.ts";
 import { leaveOut, spec } from "../.test/run.ts";
-import { waitUntil } from "../.test/waiting.ts";
+import { sleep, waitUntil } from "../.test/waiting.ts";
 
 Deno.test(spec("the document quotes the Dockerfile in its order", () => {
   const flatten = (text: string) => text.replaceAll(/\s*\\?\n\s*/g, " ");
@@ -30,6 +30,8 @@ Deno.test(spec("Dockerfile, README and Compose name one version of Deno", () => 
 // ---- The image ----
 
 const image = IMAGE ?? "";
+/** Probes and emulation take their time on a busy machine. */
+const PATIENCE_SECONDS = 120;
 const NO_IMAGE = !IMAGE && "IMAGE names none";
 
 /** The files of an image, each with its mode and owner. */
@@ -84,25 +86,32 @@ async function runContainer(...args: string[]) {
   return { name, [Symbol.asyncDispose]: remove };
 }
 
+/** Waits for what Docker's probe finds: a status and a line. */
+async function waitForHealth(container: string, expected: string, line: RegExp) {
+  const look = async () => {
+    await sleep(200); // Docker's client would keep a processor busy
+    return await inspect(container, ".State.Health");
+  };
+  const isRight = ({ Status, Log }: { Status: string; Log: { Output: string }[] }) =>
+    Status === expected && line.test(Log.at(-1)?.Output ?? "");
+  await waitUntil(`${expected}, ${line}`, look, isRight, PATIENCE_SECONDS);
+}
+
 Deno.test(spec("image: the probe sees a drill, and a service that hangs", async () => {
   const often = ["--health-interval", "1s", "--health-retries", "1"];
   await using container = await runContainer(...often, image);
-  const waitForHealth = async (expected: string, output: RegExp) => {
-    const look = () => inspect(container.name, ".State.Health");
-    const isRight = ({ Status, Log }: { Status: string; Log: { Output: string }[] }) =>
-      Status === expected && output.test(Log.at(-1)?.Output ?? "");
-    await waitUntil(`${expected}: ${output}`, look, isRight);
-  };
-  const signal = (name: string) => docker("kill", "--signal", name, container.name);
-  await waitForHealth("healthy", /^200 {"status":"healthy"/);
-  await signal("USR2");
-  await waitForHealth("unhealthy", /: 503 {"status":"unhealthy"/);
-  await signal("USR2");
-  await waitForHealth("healthy", /^200/);
-  await signal("STOP");
-  await waitForHealth("unhealthy", /no answer within 2 seconds/); // said before Docker gives up
-  await signal("CONT");
-  await waitForHealth("healthy", /^200/);
+  for (
+    const [signal, status, line] of [
+      ["", "healthy", /^200 {"status":"healthy"/],
+      ["USR2", "unhealthy", /: 503 {"status":"unhealthy"/],
+      ["USR2", "healthy", /^200/],
+      ["STOP", "unhealthy", /no answer within 2 seconds/], // which Docker waits for
+      ["CONT", "healthy", /^200/],
+    ] as const
+  ) {
+    if (signal) await docker("kill", "--signal", signal, container.name);
+    await waitForHealth(container.name, status, line);
+  }
 }, NO_IMAGE));
 
 const own = ["--memory", IMAGE_MEMORY, "--health-interval", "1s"];
@@ -116,12 +125,12 @@ for (const { name, image, options } of STOPS) {
   Deno.test(spec(`${name}: hardened, it serves, and docker stop ends it in order`, async () => {
     await using container = await runContainer(...HARDENED, ...options, image!);
     const readLog = () => docker("logs", container.name);
-    await waitUntil("the start", readLog, (log) => log.includes('"msg":"listening"'));
-    const readHealth = () => inspect(container.name, ".State.Health.Status");
+    const hasStarted = (log: string) => log.includes('"msg":"listening"');
+    await waitUntil("the start", readLog, hasStarted, PATIENCE_SECONDS);
     // emulated, the probe takes longer than Docker gives it
-    if (image === IMAGE) await waitUntil("health", readHealth, (status) => status === "healthy");
+    if (image === IMAGE) await waitForHealth(container.name, "healthy", /^200/);
     await docker("stop", container.name);
     assertEquals(await inspect(container.name, ".State.ExitCode"), 0);
     assertMatch(await readLog(), /"msg":"stopped"}$/);
-  }, !image && `no image to test`));
+  }, !image && "no image to test"));
 }
