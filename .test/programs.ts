@@ -84,40 +84,23 @@ export function atExit(command: string): () => void {
 
 // ---- Programs ----
 
-interface ProgramOptions {
-  readonly env?: Record<string, string>;
-  /** What the program reads from standard input. */
-  readonly input?: string;
-}
+type Env = Record<string, string>;
 
-export interface Outcome {
-  readonly code: number;
-  readonly stdout: string;
-  readonly stderr: string;
-}
-
-/** Runs a program in the project's folder to its end, whatever the end is. */
-export async function runProgram(
-  command: readonly string[],
-  { env = {}, input }: ProgramOptions = {},
-): Promise<Outcome> {
+/** Starts a program in the project's folder. It is killed when this process ends before `forget`. */
+export function spawn(command: readonly string[], env: Env, stdin: "null" | "piped" = "null") {
   const [program, ...args] = command;
+  const streams = { stdin, stdout: "piped", stderr: "piped" } as const;
+  const options = { args, clearEnv: true, env, cwd: pathOf(""), detached: true, ...streams };
+  const child = new Deno.Command(program!, options).spawn();
+  return { child, forget: atExit(`kill -s KILL -- -${child.pid}`) };
+}
+
+/** Runs a program to its end, whatever the end is. `input` is what it reads. */
+export async function runProgram(command: readonly string[], { env = {} as Env, input = "" } = {}) {
   const { DENO_COVERAGE_DIR: _, ...inherited } = Deno.env.toObject(); // the service's alone counts
-  const child = new Deno.Command(program!, {
-    args,
-    clearEnv: true,
-    env: { ...inherited, ...env },
-    cwd: pathOf(""),
-    stdin: input === undefined ? "null" : "piped",
-    stdout: "piped",
-    stderr: "piped",
-    detached: true,
-  }).spawn();
-  const forget = atExit(`kill -s KILL -- -${child.pid}`);
+  const { child, forget } = spawn(command, { ...inherited, ...env }, "piped");
   try {
-    if (input !== undefined) {
-      await new Blob([input]).stream().pipeTo(child.stdin).catch(() => {}); // it may not read all
-    }
+    await new Blob([input]).stream().pipeTo(child.stdin).catch(() => {}); // it may not read all
     const output = await waitFor(child.output(), `the end of ${command.join(" ")}`, 120);
     const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
     return { code: output.code, stdout: decode(output.stdout), stderr: decode(output.stderr) };
@@ -127,12 +110,9 @@ export async function runProgram(
 }
 
 /** Runs a program that must succeed and gives what it prints. */
-export async function readOutput(
-  command: readonly string[],
-  options?: ProgramOptions,
-): Promise<string> {
-  const { code, stdout, stderr } = await runProgram(command, options);
-  if (code !== 0) throw new Error(`${command.join(" ")}: exit code ${code}: ${stdout}${stderr}`);
+export async function readOutput(...call: Parameters<typeof runProgram>): Promise<string> {
+  const { code, stdout, stderr } = await runProgram(...call);
+  if (code !== 0) throw new Error(`${call[0].join(" ")}: exit code ${code}: ${stdout}${stderr}`);
   return stdout.trim();
 }
 

@@ -1,7 +1,7 @@
 /** A run of the service, and the tests that show what it wrote where they fail. */
 import { parseConfig } from "../main.ts";
 import type { Form, Limits } from "./forms.ts";
-import { atExit, docker, inspect, pathOf } from "./programs.ts";
+import { atExit, docker, inspect, spawn } from "./programs.ts";
 import { waitFor } from "./waiting.ts";
 
 /** What the configuration is when no variable is set. */
@@ -18,13 +18,6 @@ Deno.test.afterAll(async () => {
   for (const service of shared.values()) await (await service)[Symbol.asyncDispose]();
 });
 
-/** What `Deno.test` and `context.step` take. */
-export interface Spec {
-  readonly name: string;
-  readonly ignore: boolean;
-  fn(context: Deno.TestContext): Promise<void>;
-}
-
 /**
  * Describes a test for `Deno.test`, or a row of it for `context.step`, which are called in the test's
  * own file so that a failure is headed by its line. The error shows what the service wrote.
@@ -37,12 +30,12 @@ export function spec(
   name: string,
   fn: (context: Deno.TestContext) => Promise<void> | void,
   ...reasons: (string | false | undefined)[]
-): Spec {
+) {
   const reason = reasons.find(Boolean);
   return {
     name: reason ? `${name} [left out: ${reason}]` : name,
     ignore: Boolean(reason),
-    async fn(context) {
+    async fn(context: Deno.TestContext) {
       try {
         await fn(context);
       } catch (error) {
@@ -106,17 +99,15 @@ export class Run implements AsyncDisposable {
 
   /** What a failed test shows of it. */
   describe(): string {
-    const tail = (text: string) => text.length > 2000 ? `… ${text.slice(-2000)}` : text;
-    return `\n--- ${this.form.name}, standard output:\n${tail(this.stdout)}` +
-      (this.stderr && `--- and standard error:\n${tail(this.stderr)}`);
+    const [output, errors] = [this.stdout, this.stderr].map((text) => text.slice(-2000));
+    return `\n--- ${this.form.name}, standard output:\n${output}--- standard error:\n${errors}`;
   }
 
-  /** Stops reading what it writes. */
+  /** Stops reading what it writes, until `resume`. */
   pause() {
     this.#resumed = Promise.withResolvers();
   }
 
-  /** Goes on reading what it writes. */
   resume() {
     this.#resumed.resolve();
   }
@@ -160,31 +151,24 @@ export class Run implements AsyncDisposable {
     return code;
   }
 
-  /** Kills the service with SIGKILL. */
-  async destroy() {
+  /** Ends the service by these signals; a container is removed. */
+  async destroy(...signals: Deno.Signal[]) {
     if (this.form.isImage) await docker("rm", "--force", this.#container);
-    this.#tryToKill("SIGKILL");
-    this.resume();
-    await this.#ended;
-  }
-
-  #tryToKill(...signals: Deno.Signal[]) {
     try {
       for (const signal of signals) this.kill(signal);
     } catch {
       // it ended by itself meanwhile
     }
+    this.resume();
+    await this.#ended;
   }
 
   async [Symbol.asyncDispose]() {
     if (this.#hasEnded) return;
-    // a docker client that is signalled three times leaves its container behind
-    if (this.form.isImage) return await this.destroy();
-    // two signals end it at once, and yet so that the coverage it saw is written
-    this.#tryToKill("SIGTERM", "SIGINT");
-    this.resume();
-    const timer = setTimeout(() => this.destroy(), 5000);
-    await this.#ended;
+    const timer = setTimeout(() => this.destroy("SIGKILL"), 5000);
+    // two signals end it at once, and yet so that the coverage it saw is written; but a Docker
+    // client that is signalled three times leaves its container behind
+    await this.destroy(...this.form.isImage ? [] : ["SIGTERM", "SIGINT"] as const);
     clearTimeout(timer);
   }
 }
@@ -200,22 +184,12 @@ export async function launch(
   limits: Limits = {},
 ): Promise<Run> {
   const container = `devops-info-service-${crypto.randomUUID()}`;
-  const [program, ...rest] = await form.command(env, container, limits);
+  const command = [...await form.command(env, container, limits), ...args];
   const inherited = Object.entries(Deno.env.toObject()).filter(([name]) => !(name in DEFAULTS));
   const forgetContainer = form.isImage ? atExit(`docker rm --force ${container}`) : undefined;
-  const child = new Deno.Command(program!, {
-    args: [...rest, ...args],
-    clearEnv: true,
-    env: { ...Object.fromEntries(inherited), ...env },
-    cwd: pathOf(""),
-    stdin: "null",
-    stdout: "piped",
-    stderr: "piped",
-    detached: true,
-  }).spawn();
-  const forgetProcess = atExit(`kill -s KILL -- -${child.pid}`);
+  const { child, forget } = spawn(command, { ...Object.fromEntries(inherited), ...env });
   const run = new Run(form, child, container, () => {
-    forgetProcess();
+    forget();
     forgetContainer?.();
   });
   runs.push(run);

@@ -1,33 +1,16 @@
 /** The proof of `multi-stage-build.md`: what the image is, and how it runs. */
 import { assert, assertEquals, assertMatch, assertObjectMatch } from "@std/assert";
 import { ARM64_IMAGE, HARDENED, IMAGE, IMAGE_MEMORY } from "../.test/forms.ts";
-import { atExit, docker, inspect, makeTempPath, readOutput } from "../.test/programs.ts";
-import { readText, runProgram } from "../.test/programs.ts";
+import {
+  atExit,
+  docker,
+  inspect,
+  makeTempPath,
+  readOutput,
+  runProgram,
+} from "../.test/programs.ts";
 import { leaveOut, spec } from "../.test/run.ts";
 import { sleep, waitUntil } from "../.test/waiting.ts";
-
-Deno.test(spec("the document quotes the Dockerfile in its order", () => {
-  const flatten = (text: string) => text.replaceAll(/\s*\\?\n\s*/g, " ");
-  const dockerfile = flatten(readText("Dockerfile"));
-  const blocks = readText("docs/multi-stage-build.md").matchAll(/```dockerfile\n([^]*?)```/g);
-  const pieces = Array.from(blocks, ([, block]) => block!.trim().split(/\n(?! )|…/)).flat();
-  let at = 0;
-  for (const piece of pieces) {
-    at = dockerfile.indexOf(flatten(piece).trim(), at);
-    assert(at >= 0, piece);
-  }
-}));
-
-Deno.test(spec("Dockerfile, README and Compose name one version of Deno", () => {
-  const versions = ["Dockerfile", "README.md", "docs/deploy/compose.yaml"].flatMap((file) => {
-    const found = [...readText(file).matchAll(/\b(?:DENO_VERSION(?:=|:-)|deno@)(\d[\d.]+)/g)];
-    assert(found.length > 0, file);
-    return found.map(([, version]) => version);
-  });
-  assertEquals(new Set(versions).size, 1);
-}));
-
-// ---- The image ----
 
 const image = IMAGE ?? "";
 /** Probes and emulation take their time on a busy machine. */

@@ -572,7 +572,7 @@ ${ports.map((port) => `  server s${port} 127.0.0.1:${port}`).join("\n")}
   const clients = Array.from(Array(6), load);
   for (let turn = 0; turn < (IS_FULL ? 6 : 1); turn++) {
     const index = turn % 3;
-    await (signal === "SIGTERM" ? stop(instances[index]!) : instances[index]!.destroy());
+    await (signal === "SIGTERM" ? stop(instances[index]!) : instances[index]!.destroy("SIGKILL"));
     instances[index] = await startInstance(ports[index]!);
     await waitForProbe(instances[index]);
   }
