@@ -52,11 +52,11 @@ export interface Answer {
 export class Connection implements Disposable {
   /** What came and was not taken as an answer. */
   received = "";
-  readonly #connection: Deno.Conn;
+  readonly #connection: Deno.TcpConn;
   readonly #buffer = Buffer.alloc(65_536);
   #isOpen = true;
 
-  constructor(connection: Deno.Conn) {
+  constructor(connection: Deno.TcpConn) {
     this.#connection = connection;
   }
 

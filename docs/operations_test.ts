@@ -228,7 +228,7 @@ const MOMENT = 300;
 
 /** How a stop ends: its signal, its variables, the exit code and the last message. */
 const STOPS = [
-  ["SIGTERM", { DRAIN_SECONDS: "1" }, 0, "stopped"],
+  ["SIGTERM", { DRAIN_SECONDS: "1", SHUTDOWN_SECONDS: "300" }, 0, "stopped"],
   ["SIGINT", { SHUTDOWN_SECONDS: "300" }, 0, "stopped"],
   ["SIGTERM", { SHUTDOWN_SECONDS: "1" }, 1, "stopped before all requests were finished"],
   ["SIGINT", { SHUTDOWN_SECONDS: "300" }, 130, FORCED],
@@ -270,7 +270,7 @@ for (const form of CONTRACT_FORMS) {
       const { draining, end, milliseconds } = readEnd(service);
       assertEquals([draining!.signal, end!.level], [signal, code === 0 ? "info" : "warn"]);
       const least = Object.values(env).includes("1") ? 990 : 0;
-      assert(milliseconds >= least && milliseconds < 8000, `${last} after ${milliseconds} ms`);
+      assert(milliseconds >= least && milliseconds < 9900, `${last} after ${milliseconds} ms`);
     }));
   }));
 }

@@ -1,5 +1,6 @@
 /** The proof of `reliability.md`, part by part. */
 import { assert, assertEquals, assertLess, assertMatch, assertNotMatch } from "@std/assert";
+import { stripVTControlCharacters } from "node:util";
 import { type Form, FORMS, IS_FULL, makeProcessForm, wrapForm } from "../.test/forms.ts";
 import {
   isFile,
@@ -30,7 +31,7 @@ import {
 } from "../.test/run.ts";
 import { repeatUntil, sleep, waitFor, waitUntil } from "../.test/waiting.ts";
 
-const PROBE_MILLISECONDS = 2000; // then a probe gives up
+const PROBE_LIMIT = 2000; // milliseconds, after which a probe gives up
 const MAX_MEGABYTES = Number(/mem_limit: (\d+)m/.exec(readText("docs/deploy/compose.yaml"))![1]);
 const lacksProc = Deno.build.os !== "linux" && "needs /proc";
 
@@ -53,8 +54,6 @@ async function stop(service: RunningService) {
 const CHUNKED = "Transfer-Encoding: chunked\r\n";
 const LENGTH = "Content-Length: 5\r\n";
 const H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ";
-const WEBSOCKET = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: eA==";
-
 const ask = (target: string) => formatRequest(target);
 const get = (fields: string) => formatRequest("/", { fields: `${fields}\r\n` });
 const post = (fields: string, body = "") => formatRequest("/", { method: "POST", fields, body });
@@ -63,8 +62,8 @@ const withHost = (host: string) => formatRequest("/health", { host: `Host: ${hos
 /** Raw requests, by what must come of them; several things where Deno's releases differ. */
 const HOSTILE = {
   "400": [
-    ...["GET /\r\n\r\n", "GET /health\r\n", "GET / HTTP/1.1\rHost: x\r\r"],
-    "\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03".repeat(20), // TLS
+    ...["GET /\r\n\r\n", "GET / HTTP/1.1\rHost: x\r\r", "\x16\x03\x01\x02\0\x01\0\x01\xfc"],
+    "GET /health\r\n", // HTTP/0.9
     ...["GET  / HTTP/1.1", " GET / HTTP/1.1", "GET\t/\tHTTP/1.1"].map((line) => `${line}\r\n\r\n`),
     ...["HTTP/2.0", "HTTP/9.9", "http/1.1"].map((version) => formatRequest("/", { version })),
     ...["", "G(T", "CONNECT"].map((method) => formatRequest("/", { method })),
@@ -101,7 +100,7 @@ const HOSTILE = {
     ...["HTTP/1.1", "HTTP/1.0"].map((version) => formatRequest("/health", { version, host: "" })),
     "GET /health HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     ...["http://x/health", "http://y:81/health?q", "http://u:p@x/health", "/health#x"].map(ask),
-    ...["[::1]:5000", "x\r\nExpect: x", `x\r\n${H2C}`, `x\r\n${WEBSOCKET}`].map(withHost),
+    ...["[::1]:5000", "x\r\nExpect: x", `x\r\n${H2C}`].map(withHost),
     formatRequest("/health", { fields: LENGTH, body: "hello" }),
   ],
   "204": [formatRequest("*", { method: "OPTIONS" })],
@@ -140,7 +139,7 @@ const show = (text: string) => JSON.stringify(text.slice(0, 500));
 
 const TOKENS = [
   ..."\0\r\n \t:/?#@%\\*[]\xff",
-  ...["\r\n", "//", "/health", "HTTP/1.1", "-1", "99999999999999999999", "0x10", "a".repeat(9000)],
+  ...["\r\n", "//", "/health", "HTTP/1.1", "-1", "99999999999999999999", "a".repeat(9000)],
   ...["Host: y\r\n", LENGTH, CHUNKED, "Connection: close\r\n", "Expect: x\r\n"],
 ];
 
@@ -212,46 +211,47 @@ const formatAgent = (character: string, size: number) =>
 
 /** Requests that are costly to show or to log, and how many clients send them. */
 const COSTLY = [
-  ["control characters in User-Agent", 64, (size: number) => formatAgent("\x80", size)],
-  // a path takes 60 kB in every release, and each of these characters takes two bytes
-  ["control characters in the path", 128, () => formatRequest(`/${"\xc2\x80".repeat(30_000)}`)],
-  ["< on the page", 64, (size: number) => formatAgent("<", size)],
-  ["& on the page", 64, (size: number) => formatAgent("&", size)],
+  ["control characters in User-Agent", 128, (size: number) => formatAgent("\x80", size)],
+  ["such of two bytes in a path of 60 kB", 256, () => ask(`/${"\xc2\x80".repeat(30_000)}`)],
+  ["< and & on the page", 128, (size: number) => formatAgent("<&", size / 2)],
 ] as const;
 
 /** Clients, half of them on a new connection each time, send a request over and over. */
 async function attack(port: number, text: string, clients: number): Promise<number> {
-  const end = Date.now() + (IS_FULL ? 5000 : 500);
-  const ask = async (_: unknown, n: number) => {
-    while (Date.now() < end) {
+  const end = Date.now() + (IS_FULL ? 5000 : 300);
+  let isRunning = true;
+  const work = async (_: unknown, n: number) => {
+    while (isRunning) {
       using connection = await connect(port);
       do {
         const [answer] = await Promise.all([connection.receive(), connection.send(text)]);
         assert(answer, "no answer");
-      } while (n % 2 === 0 && Date.now() < end);
+      } while (n % 2 === 0 && isRunning);
     }
   };
   const times: number[] = [];
   const watch = async () => {
-    while (Date.now() < end) times.push(await timeProbe(port));
+    while (times.length < 3 || Date.now() < end) times.push(await timeProbe(port));
   };
-  await Promise.all([watch(), ...Array.from(Array(clients), ask)]);
-  return Math.max(...times);
+  const watching = watch().finally(() => isRunning = false);
+  await Promise.all([watching, ...Array.from(Array(clients), work)]);
+  const slowest = Math.max(...times);
+  console.log(`${clients} clients, ${text.length} bytes, slowest probe: ${slowest | 0} ms`);
+  return slowest;
 }
 
 for (const form of FORMS) {
   const formSpec = bindSpec(form);
   Deno.test(formSpec("long fields starve no probe", async (context) => {
     await using service = await start(form, {}, { memory: `${MAX_MEGABYTES}m` });
-    const asking = sendRaw(service.port, formatAgent("a", 380_000));
-    const isTaken = await asking.then(({ status }) => status === 200, () => false);
-    const size = isTaken ? 380_000 : 60_000;
-    for (const [name, clients, format] of COSTLY) {
+    const long = await sendRaw(service.port, formatAgent("a", 380_000)).catch(() => undefined);
+    const size = IS_FULL && long?.status === 200 ? 380_000 : 60_000;
+    for (const [name, most, format] of COSTLY) {
+      const text = format(size);
+      const clients = text.length > 100_000 ? most / 2 : most;
       await context.step(name, async () => {
-        const trial = () => attack(service.port, format(size), clients);
-        const slowest = await repeatUntil((time) => time < PROBE_MILLISECONDS, trial);
-        console.log(`${size / 1000} kB, slowest probe: ${slowest | 0} ms`);
-        assertLess(slowest, PROBE_MILLISECONDS);
+        const trial = () => attack(service.port, text, clients);
+        assertLess(await repeatUntil((time) => time < PROBE_LIMIT, trial), PROBE_LIMIT);
       });
     }
   }));
@@ -285,7 +285,7 @@ for (const form of FORMS) {
   const formSpec = bindSpec(form);
   Deno.test(formSpec("a beginning of a request waits for the rest, byte by byte", async () => {
     const { port } = await share(form);
-    const ask = async (text: string, length: number) => {
+    const cut = async (text: string, length: number) => {
       using connection = await connect(port);
       await connection.send(text.slice(0, length));
       const answer = connection.receive();
@@ -296,23 +296,22 @@ for (const form of FORMS) {
     };
     // cut at each byte they cover uNetworking/h1spec
     const texts = HOSTILE["200 /health"].filter((text) => /^\s*GET \S+ \S+( \S+)?\s+$/.test(text));
-    await Promise.all(texts.flatMap((text) => Array.from(text, (_, length) => ask(text, length))));
+    await Promise.all(texts.flatMap((text) => Array.from(text, (_, length) => cut(text, length))));
   }));
 
-  const notFull = !IS_FULL && "with FULL=1";
-  Deno.test(formSpec("slow heads, bodies and readers, 1,000 of each: probes answer", async () => {
+  Deno.test(formSpec("slow heads, bodies and readers, 1,000 of each", async () => {
     await using service = await start(form, {}, { memory: "512m" });
     const common = `-c 1000 -r 200 -i 5 -l 20 -p 3 -u ${service.url}/`;
-    const attacks = ["-H", "-B -t POST", "-X -w 10 -y 20 -n 5 -z 32 -k 3"];
-    const running = attacks.map((kind) => readOutput(`slowhttptest ${kind} ${common}`.split(" ")));
-    for (let n = 0; n < 200; n++) await timeProbe(service.port).then(() => sleep(100));
-    for (const report of await Promise.all(running)) assertMatch(report, /available:\S*\s+\S*YES/);
-  }, notFull || lacks("slowhttptest")));
+    await Promise.all(["-H", "-B -t POST", "-X -w 10 -y 20 -n 5 -z 32 -k 3"].map(async (kind) => {
+      const report = await readOutput(`slowhttptest ${kind} ${common}`.split(" "));
+      assertNotMatch(stripVTControlCharacters(report), /available: +NO/, kind);
+    }));
+  }, !IS_FULL && "with FULL=1" || lacks("slowhttptest")));
 
   for (const [name, text, many, size, waves, most] of FLOODS) {
     const clients = IS_FULL ? many : many / 5;
-    const reason = lacksProc || most > MAX_MEGABYTES && notFull;
-    Deno.test(formSpec(`${clients} ${name}: probes answer, memory is bounded`, async () => {
+    const reason = lacksProc || most > MAX_MEGABYTES && !IS_FULL && "with FULL=1";
+    const flood = async () => {
       await using service = await start(form, {}, { memory: `${most}m` });
       const { descriptors: before, megabytes } = await readResources(service);
       const peaks: number[] = [];
@@ -330,11 +329,14 @@ for (const form of FORMS) {
         const isFreed = async () => (await readResources(service)).descriptors < before + 5;
         await waitUntil("descriptors to come back", isFreed);
       }
-      console.log(`${megabytes} → ${peaks.join(", ")} MB, probes within ${slowest | 0} ms`);
+      console.log(`${megabytes} → ${peaks.join(", ")} MB, slowest probe: ${slowest | 0} ms`);
       assertLess(Math.max(...peaks), most);
       // the C library keeps what was freed for the next wave, which then needs no more
       if (waves > 1) assertLess(peaks.at(-1)!, peaks.at(-2)! * 1.1);
-      assertLess(slowest, PROBE_MILLISECONDS);
+      return slowest;
+    };
+    Deno.test(formSpec(`${clients} ${name}: probes answer, memory is bounded`, async () => {
+      assertLess(await repeatUntil((time) => time < PROBE_LIMIT, flood), PROBE_LIMIT);
     }, reason));
   }
 
@@ -365,14 +367,12 @@ async function watchIdle(service: RunningService) {
 const setDescriptors = async (service: RunningService, most: number) =>
   await readOutput(["prlimit", "--pid", String(await service.readPid()), `--nofile=${most}:`]);
 
-/** Lets the descriptors run out, by one client too many. Who is in is served. */
+/** Lets the descriptors run out, by one client too many. */
 async function exhaust(service: RunningService) {
-  using first = await connect(service.port);
+  await probe(service.port); // so that it holds more than the limit allows
   await setDescriptors(service, 5);
-  await connect(service.port).then((last) => last.close(), () => {});
+  await connect(service.port).then((client) => client.close(), () => {});
   await waitUntil("the listener to go", () => service.lines.at(-1)!.msg === AWAY);
-  await first.send(ask("/health"));
-  assertEquals((await first.receive())?.status, 200);
 }
 
 const tracing = await runProgram(["sh", "-c", "strace -o /dev/null true"]);
@@ -380,10 +380,20 @@ const lacksTrace = tracing.code !== 0 && "strace is not there, or may not trace"
 
 for (const form of FORMS) {
   const formSpec = bindSpec(form);
-  const isForeign = form.isImage && Deno.uid() !== 0 && "its process is another user's";
-  const reason = isForeign || lacksProc || lacks("prlimit");
+  const foreign = form.isImage && "a container's limits cannot be changed";
+  const reason = foreign || lacksProc || lacks("prlimit");
+  Deno.test(formSpec("too many clients are served who are in, and others later", async () => {
+    await using service = await start(form, {}, { descriptors: 64 });
+    const opening = Array.from(Array(100), () => connect(service.port).catch(() => undefined));
+    const clients = await Promise.all(opening);
+    await clients[0]!.send(ask("/health"));
+    assertEquals((await clients[0]!.receive())?.status, 200);
+    for (const client of clients) client?.close();
+    await service.waitForOutput(RegExp(BACK));
+    assertEquals((await probe(service.port)).status, 200);
+  }));
 
-  Deno.test(formSpec("without a listener it serves who is in, and opens it again", async () => {
+  Deno.test(formSpec("that its listener is away, and back, is said once", async () => {
     await using service = await start(form);
     await exhaust(service);
     await watchIdle(service);
@@ -394,8 +404,6 @@ for (const form of FORMS) {
     assertEquals(await stop(service), ["listening", AWAY, BACK, AWAY, "draining", "stopped"]);
     assertEquals(service.lines.slice(1, 3).map(({ level }) => level), ["error", "info"]);
     assertMatch(String(service.lines[1]!.error), /os error (23|24)\b/);
-    // a run that is measured has no descriptor left for its coverage
-    assertEquals(service.stderr.replaceAll(/^Failed to create coverage file .*\n/gm, ""), "");
   }, reason));
 
   Deno.test(formSpec("a port that is taken meanwhile: one line, and exit 1", async () => {
@@ -450,7 +458,6 @@ function fillPipe(form: Form, descriptor: number): Form {
 for (const form of FORMS) {
   const formSpec = bindSpec(form);
   const readByDocker = form.isImage && "Docker reads its standard output, whoever else does";
-
   Deno.test(formSpec("lines wait for a reader; above 1 MB they are lost, and counted", async () => {
     const nonBlocking = setUp(form, "STDOUT, F_SETFL, O_WRONLY | O_NONBLOCK");
     const cases = [form, nonBlocking].flatMap((pipe) => [400, 1300].map((n) => [pipe, n] as const));
@@ -516,12 +523,11 @@ for (const form of FORMS) {
   }, readByDocker));
 
   Deno.test(formSpec("resets of HTTP/2 leave standard error empty", async () => {
-    const F_SETPIPE_SZ = 1031;
-    const small = form.isImage ? form : setUp(form, `STDERR, ${F_SETPIPE_SZ}, 4096`);
+    const small = form.isImage ? form : setUp(form, "STDERR, 1031, 4096"); // F_SETPIPE_SZ
     await using service = await start(small, {}, { memory: "512m" });
     service.pause();
-    const ask = (_: unknown, n: number) => formatStream(2 * n + 1) + formatReset(2 * n + 1);
-    const text = HTTP2_PREFACE + Array.from(Array(100), ask).join("");
+    const reset = (_: unknown, n: number) => formatStream(2 * n + 1) + formatReset(2 * n + 1);
+    const text = HTTP2_PREFACE + Array.from(Array(100), reset).join("");
     for (let n = 0; n < (IS_FULL ? 1000 : 300); n++) { // a hundred would fill the pipe
       using client = await connect(service.port);
       await client.send(text).catch(() => {}); // it may have had enough
@@ -580,7 +586,6 @@ ${ports.map((port) => `  server s${port} 127.0.0.1:${port}`).join("\n")}
   await Promise.all(clients);
   const failures = answers.filter((answer) => !answer.includes('"endpoints"'));
   console.log(`${signal}: ${failures.length} of ${answers.length} requests failed`);
-  assertLess(100, answers.length);
   return failures;
 }
 
@@ -601,13 +606,11 @@ for (const form of FORMS) {
   const formSpec = bindSpec(form);
   Deno.test(formSpec("uptime grows while the clock jumps a day back and forth", async () => {
     const file = makeTempPath("time");
-    Deno.writeTextFileSync(file, "2026-01-05 12:00:00");
     await using service = await start(form, {
       LD_PRELOAD: FAKETIME,
       FAKETIME_TIMESTAMP_FILE: file,
       FAKETIME_NO_CACHE: "1",
       FAKETIME_DONT_FAKE_MONOTONIC: "1",
-      TZ: "UTC",
     });
     let last = 0;
     const readDate = async () => {
@@ -626,15 +629,13 @@ for (const form of FORMS) {
     await using service = await start(form, {}, { memory: `${MAX_MEGABYTES}m` });
     const seen: number[] = [];
     let requests = 0;
-    for (let tenth = 1; tenth <= 10; tenth++) {
-      while (requests < SOAK * tenth / 10) {
-        const report = await readOutput(["wrk", "-t1", "-c32", "-d2s", service.url]);
-        assertNotMatch(report, /Non-2xx|Socket errors/);
-        requests += Number(/(\d+) requests in/.exec(report)![1]);
-      }
+    while (requests < SOAK) {
+      const report = await readOutput(["wrk", "-t1", "-c32", "-d2s", service.url]);
+      assertNotMatch(report, /Non-2xx|Socket errors/);
+      requests += Number(/(\d+) requests in/.exec(report)![1]);
       seen.push((await readResources(service)).megabytes);
     }
     console.log(`${requests} requests: ${seen.join(", ")} MB`);
-    assertLess(seen.at(-1)!, seen[0]! * 1.1, "memory grows"); // that it falls is no fault
+    assertLess(seen.at(-1)!, seen[seen.length / 10 | 0]! * 1.1); // that it falls is no fault
   }, lacksProc || !SOAK && "SOAK does not say how many requests" || lacks("wrk")));
 }

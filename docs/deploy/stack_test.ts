@@ -8,7 +8,6 @@ import { assertEquals, assertGreater } from "@std/assert";
 import { IMAGE, makeProcessForm } from "../../.test/forms.ts";
 import { atExit, docker, inspect, lacks, makeTempPath } from "../../.test/programs.ts";
 import { readOutput, readText, runTool } from "../../.test/programs.ts";
-import { Connection, formatRequest } from "../../.test/requests.ts";
 import { launch, leaveOut, spec } from "../../.test/run.ts";
 import { sleep, waitUntil } from "../../.test/waiting.ts";
 
@@ -113,27 +112,20 @@ backend tasks
 function startLoad(path: string) {
   let isRunning = true;
   const seen = { answers: 0, failures: [] as string[] };
-  const ask = async (connection: Connection, fields: string) => {
-    await sleep(10); // the tasks and their probes need the processor, too
-    await connection.send(formatRequest("/", { fields }));
-    const answer = await connection.receive();
-    if (answer?.status !== 200) throw new Error(`${answer?.status ?? "no answer"}`);
-    seen.answers++;
-    return answer.headers.get("connection");
-  };
-  const send = async (fields: string) => {
+  const send = async (_: unknown, n: number) => {
+    const poolMaxIdlePerHost = n % 2; // 0: a connection for each request
+    using client = Deno.createHttpClient({
+      proxy: { transport: "unix", path },
+      poolMaxIdlePerHost,
+    });
     while (isRunning) {
-      try {
-        using connection = new Connection(await Deno.connect({ transport: "unix", path }));
-        while (await ask(connection, fields) !== "close" && isRunning);
-      } catch (error) {
-        seen.failures.push(`${error}`);
-        await sleep(10);
-      }
+      const answer = await fetch("http://x", { client }).then((answer) => answer.text(), String);
+      if (answer.includes('"endpoints"')) seen.answers++;
+      else seen.failures.push(answer);
+      await sleep(10); // the tasks and their probes need the processor, too
     }
   };
-  const close = "Connection: close\r\n";
-  const clients = ["", "", "", close, close, close].map(send);
+  const clients = Array.from(Array(6), send);
   const stop = async () => {
     isRunning = false;
     await Promise.all(clients);
@@ -190,7 +182,7 @@ Deno.test(spec(
         await happen(stack);
         const { answers, failures } = load.seen;
         console.log(`${failures.length} of ${answers + failures.length} requests failed`);
-        assertGreater(answers, 500);
+        assertGreater(answers, 100);
         if (!name.includes("killed")) assertEquals(failures, []); // its requests end with it
       }));
     }
