@@ -78,13 +78,12 @@ export function makeImageForm(name: string, image: string, platform?: string): F
 
 let sourceCommand: Promise<string[]> | undefined;
 
-/** What `deno task start` runs, where the task that it asks for flags is run once. */
+/** What `deno task start` runs. */
 async function readSourceCommand(): Promise<string[]> {
-  let command = project.tasks.start.command.replaceAll(/ \$\w+/g, ""); // variables that are not set
-  for (const [call, task] of command.matchAll(/\$\(deno task -q (\w+)\)/g)) {
-    command = command.replace(call, await readOutput([Deno.execPath(), "task", "-q", task!]));
-  }
-  return [Deno.execPath(), ...command.split(/ +/).slice(1)];
+  const std = await readOutput([Deno.execPath(), "task", "-q", "std"]);
+  const command = project.tasks.start.command.replace("$(deno task -q std)", std);
+  const [_deno, ...words] = command.split(/ +/).filter((word) => word !== "$WATCH");
+  return [Deno.execPath(), ...words];
 }
 
 /** The service run from its source. */

@@ -6,7 +6,6 @@ export function pathOf(file: string): string {
   return `${import.meta.dirname}/../${file}`;
 }
 
-/** The text of a file of the project. */
 export function readText(file: string): string {
   return Deno.readTextFileSync(pathOf(file));
 }
@@ -116,7 +115,6 @@ export async function readOutput(...call: Parameters<typeof runProgram>): Promis
   return stdout.trim();
 }
 
-/** Runs `docker` and gives what it prints. */
 export function docker(...args: string[]): Promise<string> {
   return readOutput(["docker", ...args]);
 }

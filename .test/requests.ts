@@ -4,7 +4,6 @@ import { once } from "node:events";
 import http2 from "node:http2";
 import { waitFor } from "./waiting.ts";
 
-/** Whether this machine has IPv6. */
 export const HAS_IPV6 = (() => {
   try {
     Deno.listen({ hostname: "::1", port: 0 }).close();
@@ -14,13 +13,11 @@ export const HAS_IPV6 = (() => {
   }
 })();
 
-/** A port that nothing listens on. */
 export function findFreePort(): number {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   return listener.addr.port;
 }
 
-/** Whether nothing listens on a port. */
 export async function isRefused(port: number): Promise<boolean> {
   try {
     using _connection = await Deno.connect({ hostname: "127.0.0.1", port });
@@ -42,7 +39,7 @@ export function formatRequest(
 }
 
 /** An answer, in whose body a character is a byte. */
-export interface Answer {
+interface Answer {
   readonly status: number;
   readonly headers: Headers;
   readonly body: string;
@@ -101,7 +98,6 @@ export class Connection implements Disposable {
     return length !== null;
   }
 
-  /** Says that no more will be sent. */
   async closeWrite() {
     await this.#connection.closeWrite();
   }
@@ -111,12 +107,9 @@ export class Connection implements Disposable {
     this.#isOpen = false;
   }
 
-  [Symbol.dispose]() {
-    this.close();
-  }
+  readonly [Symbol.dispose] = () => this.close();
 }
 
-/** Opens a connection to the service. */
 export async function connect(port: number, hostname = "127.0.0.1"): Promise<Connection> {
   return new Connection(await Deno.connect({ hostname, port }));
 }

@@ -173,7 +173,6 @@ export class Run implements AsyncDisposable {
   }
 }
 
-/** A service that listens. */
 export type RunningService = Run & { readonly port: number; readonly url: string };
 
 /** Runs the service with these variables and arguments, whatever comes of it. */
@@ -202,14 +201,12 @@ export async function start(
   env: Record<string, string> = {},
   limits: Limits = {},
 ): Promise<RunningService> {
-  const run = await launch(form, { HOST: "127.0.0.1", PORT: "0", ...env }, [], limits);
-  try {
-    const [, port] = await run.waitForOutput(/listening.*?port"?[:=](\d+)/);
-    return Object.assign(run, { port: Number(port), url: `http://127.0.0.1:${port}` });
-  } catch (error) {
-    await run[Symbol.asyncDispose]();
-    throw error;
-  }
+  const given = { HOST: "127.0.0.1", PORT: "0", ...env };
+  await using stack = new AsyncDisposableStack();
+  const run = stack.use(await launch(form, given, [], limits));
+  const [, port] = await run.waitForOutput(/listening.*?port"?[:=](\d+)/);
+  stack.move();
+  return Object.assign(run, { port: Number(port), url: `http://127.0.0.1:${port}` });
 }
 
 /** A service of this form, without variables, for all tests of a file that leave it as it is. */
@@ -223,12 +220,7 @@ export async function share(form: Form): Promise<RunningService> {
 /** What a run holds, from /proc. */
 export async function readResources(run: Run) {
   const pid = await run.readPid();
+  const kilobytes = /^VmRSS:\s+(\d+)/m.exec(Deno.readTextFileSync(`/proc/${pid}/status`))![1];
   const descriptors = [...Deno.readDirSync(`/proc/${pid}/fd`)].length;
-  return { megabytes: Math.round(readMegabytes(pid)), descriptors };
-}
-
-/** The memory that a process holds. */
-export function readMegabytes(pid: number): number {
-  const status = Deno.readTextFileSync(`/proc/${pid}/status`);
-  return Number(/^VmRSS:\s+(\d+)/m.exec(status)![1]) / 1024;
+  return { megabytes: Math.round(Number(kilobytes) / 1024), descriptors };
 }

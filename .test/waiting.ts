@@ -27,39 +27,25 @@ export async function waitFor<T>(
   return await Promise.race([promise, timeout]).finally(() => clearTimeout(timer));
 }
 
-/**
- * Looks again and again until what it sees is right, and gives that.
- *
- * @throws {Error} when time runs out, with what was seen last; its stack names the line that waited
- */
+/** Looks again and again until what it sees is right, and gives that. Throws as `waitFor` does. */
 export async function waitUntil<T>(
   what: string,
   look: () => T | Promise<T>,
   isRight: (seen: T) => boolean = Boolean,
   seconds = PATIENCE_SECONDS,
 ): Promise<T> {
-  const late = new Error();
-  const deadline = Date.now() + seconds * 1000;
-  while (true) {
-    const seen = await look();
-    if (isRight(seen)) return seen;
-    if (Date.now() > deadline) {
-      late.message = `waited ${seconds} s for ${what}; seen last: ${Deno.inspect(seen)}`;
-      throw late;
-    }
-    await sleep(20);
-  }
+  let seen: T;
+  let isOver = false;
+  const poll = async () => {
+    while (!isRight(seen = await look()) && !isOver) await sleep(20);
+    return seen;
+  };
+  const describe = () => `${what}; seen last: ${Deno.inspect(seen)}`;
+  return await waitFor(poll(), describe, seconds).finally(() => isOver = true);
 }
 
-/**
- * Repeats a trial that chance or a busy machine may spoil, at most five times.
- *
- * @returns the first result that is right, or else the last
- */
-export async function repeatUntil<T>(
-  isRight: (result: T) => boolean,
-  trial: () => Promise<T>,
-): Promise<T> {
+/** Repeats a trial that chance or a busy machine may spoil, at most five times. */
+export async function repeatUntil<T>(isRight: (result: T) => boolean, trial: () => Promise<T>) {
   let result = await trial();
   for (let again = 0; again < 4 && !isRight(result); again++) result = await trial();
   return result;

@@ -17,7 +17,7 @@ import {
   runProgram,
 } from "../../.test/programs.ts";
 import { findFreePort, formatRequest, sendRaw } from "../../.test/requests.ts";
-import { launch, readMegabytes, type Run } from "../../.test/run.ts";
+import { launch, readResources, type Run } from "../../.test/run.ts";
 
 interface Contender {
   readonly name: string;
@@ -46,7 +46,8 @@ async function start({ name, command, env = {} }: Contender) {
   const run = await launch(form, { HOST: "127.0.0.1", PORT: String(port), ...env });
   await waitForAnswer(run, port);
   const milliseconds = performance.now() - begun;
-  return { port, pid: await run.readPid(), milliseconds, stop: () => run[Symbol.asyncDispose]() };
+  const stop = () => run[Symbol.asyncDispose]();
+  return { run, port, pid: await run.readPid(), milliseconds, stop };
 }
 
 /** Asks without a pause, since what is measured is the time to the first answer. */
@@ -118,14 +119,17 @@ async function findContenders(): Promise<Contender[]> {
 async function benchmarkRequests(contenders: Contender[]) {
   const servers: (Contender & Awaited<ReturnType<typeof start>>)[] = [];
   for (const contender of contenders) servers.push({ ...contender, ...await start(contender) });
-  const memory = servers.map(({ pid }) => ({ idle: readMegabytes(pid), loaded: 0 }));
+  const memory = await Promise.all(servers.map(async ({ run }) => {
+    return { idle: (await readResources(run)).megabytes, loaded: 0 };
+  }));
   for (const path of ["/health", "/"]) {
     const loads = servers.map((): Awaited<ReturnType<typeof load>>[] => []);
     for (let round = -1; round < ROUNDS; round++) { // the first one warms up
       for (const [index, server] of servers.entries()) {
         const found = await load(server, path);
         if (round >= 0) loads[index]!.push(found);
-        memory[index]!.loaded = Math.max(memory[index]!.loaded, readMegabytes(server.pid));
+        const { megabytes } = await readResources(server.run);
+        memory[index]!.loaded = Math.max(memory[index]!.loaded, megabytes);
       }
     }
     const isFor = ({ path: only = path }: Contender) => only === path;
@@ -153,8 +157,8 @@ async function benchmarkRequests(contenders: Contender[]) {
     ["resident memory", "idle, MB", "under load, MB"],
     servers.map(({ name, path = "" }, index) => [
       `${name} ${path}`.trim(),
-      memory[index]!.idle.toFixed(0),
-      memory[index]!.loaded.toFixed(0),
+      memory[index]!.idle,
+      memory[index]!.loaded,
     ]),
   );
   for (const { stop } of servers) await stop();
