@@ -37,7 +37,7 @@ export type Config = {
 type Env = Pick<Deno.Env, "get">;
 
 const ADDRESSES = ["0.0.0.0", "::", "127.0.0.1", "::1", "localhost"];
-/** A new one also needs a permission, in deno.json. */
+/** A new variable also needs a permission, `env` in deno.json. */
 const VARIABLES = {
   HOST: allowOneOf("address to listen on", "0.0.0.0", ADDRESSES),
   PORT: allowNumber("port to listen on; 0 picks a free one, unknown to --health", 5000, 65535),
@@ -166,7 +166,7 @@ interface Visit {
   readonly request: Request;
   readonly path: string;
   readonly time: Moment;
-  /** Who asks. Reading headers costs, and a probe needs none of it. */
+  /** Who asks. Reading it costs, and the answer and the log of a probe need none of it. */
   readonly client: () => ReturnType<typeof describeClient>;
 }
 
@@ -176,7 +176,7 @@ interface Answer {
   readonly body?: string;
 }
 
-type Status = number & keyof typeof STATUS_TEXT; // std from npm has no types of its own
+type Status = number & keyof typeof STATUS_TEXT; // `StatusCode` is missing in std from npm
 type Peer = { remoteAddr: { hostname: string } };
 
 const ALLOW = { allow: "GET, HEAD, OPTIONS" };
@@ -259,7 +259,7 @@ function renderJson(facts: object): string {
   return `{${members}}\n`;
 }
 
-/** HEAD gets the length of GET's body but no body: HTTP/2 clients reject one. */
+/** HEAD gets the length of GET's body but no body: HTTP/2 clients refuse such an answer. */
 function respond({ status, headers, body }: Answer, isHead: boolean, isDraining: boolean) {
   const response = new Response(isHead ? null : body, { status });
   const set = (name: string, value: string) => response.headers.set(name, value);
@@ -298,11 +298,11 @@ function findForwarded(headers: Headers, proxies: number): string | undefined {
   return parseAddress(addresses.at(-proxies)?.trim() ?? "");
 }
 
-/** The one spelling of an address that may have a port; undefined for other text. */
+/** One spelling of an address, without its port; undefined for other text. */
 function parseAddress(text: string): string | undefined {
   if (!/^[\da-f:.[\]]+$/i.test(text)) return undefined;
-  const [, withPort] = /^([\d.]+|\[.+\])(?::\d{1,5})?$/.exec(text) ?? [];
-  const host = withPort ?? `[${text}]`; // only IPv6 stands without brackets
+  const [, hostPart] = /^([\d.]+|\[.+\])(?::\d{1,5})?$/.exec(text) ?? [];
+  const host = hostPart ?? `[${text}]`; // only IPv6 stands without brackets
   const address = URL.parse(`http://${host}`)?.hostname;
   if (address?.startsWith("[")) return unmapIpv4(address.slice(1, -1));
   return address === host ? address : undefined; // URL makes 127.1 into 127.0.0.1
@@ -316,7 +316,7 @@ function unmapIpv4(ipv6: string): string {
   return halves.flatMap((half) => [half >> 8, half & 255]).join(".");
 }
 
-/** Deno makes the URL from Host: `x/health?` would change the path. HTTP/1.0 may have none. */
+/** Deno makes the URL from Host: `x/health?` would change the path. HTTP/1.0 may lack it. */
 function isHost(host: string | null): boolean {
   if (host === null) return true;
   if (host.startsWith("[")) {
@@ -428,21 +428,20 @@ function escapeHtml(text: unknown): string {
 // ---- Logs ----
 
 type Level = Config["LOG_LEVEL"];
-type Sink = Output["write"];
 
 const SEVERITY = { debug: 0, info: 1, warn: 2, error: 3 };
 const MAX_QUEUED = 1024 * 1024; // about so many bytes
 const BATCH_MILLISECONDS = 10; // a write costs about as much as a request, so lines share it
 const RETRY_MILLISECONDS = 20;
 const ATOMIC_BYTES = 4096; // PIPE_BUF of Linux: a pipe takes so much whole, or not at all
-const TRUSTED_BYTES = 128 * 1024; // twice what a pipe holds: who has taken so much is a reader
+const TRUSTED_BYTES = 128 * 1024; // twice what a pipe holds, so somebody reads it
 
 /**
  * Writes a line per event. Lines wait in a queue and are written together, asynchronously. If
  * nobody reads them, lines above the limit are dropped and counted; requests are not affected.
  * `sink` gives how many bytes it wrote. If it throws, a pipe took none: the logger tries again.
  */
-export function createLogger(config: Config, clock: Clock, sink: Sink) {
+export function createLogger(config: Config, clock: Clock, sink: Output["write"]) {
   let queue = "";
   let unwritten = new Uint8Array(); // of the lines that left the queue
   let dropped = 0;
@@ -520,6 +519,7 @@ function stringifySafely(value: unknown): string {
 const IS_WINDOWS = Deno.build.os === "windows";
 const STOP_SIGNALS = { SIGINT: 2, ...IS_WINDOWS ? { SIGBREAK: 21 } : { SIGTERM: 15 } };
 const REPEATED_SIGNAL_MILLISECONDS = 100;
+const STOP_MILLISECONDS = 100; // what a stop may take without any request
 const FLUSH_MILLISECONDS = { inOrder: 1000, atOnce: 100 };
 const LISTEN_AGAIN_MILLISECONDS = 200; // between tries; a try that lasts so long has succeeded
 
@@ -542,8 +542,8 @@ async function serveUntil(stop: Promise<void>, service: Service, stderr: Output)
   try {
     const listener = openListener(service);
     await Promise.race([listener.lost, stop.then(() => sleep(config.DRAIN_SECONDS * 1000))]);
-    const stopped = listener.stop().then(() => true);
-    const isInTime = await waitAtMost(config.SHUTDOWN_SECONDS * 1000, stopped);
+    const limit = config.SHUTDOWN_SECONDS * 1000 + STOP_MILLISECONDS;
+    const isInTime = await waitAtMost(limit, listener.stop().then(() => true));
     if (isInTime) log.write("info", "stopped");
     else log.write("warn", "stopped before all requests were finished");
     return isInTime ? 0 : 1;
@@ -558,13 +558,13 @@ async function serveUntil(stop: Promise<void>, service: Service, stderr: Output)
 function listenForStop(service: Service) {
   const first = Promise.withResolvers<void>();
   const second = Promise.withResolvers<{ signal: string; code: number }>();
-  let last = { signal: "", time: 0 };
+  let previous = { signal: "", time: 0 };
   for (const [signal, number] of Object.entries(STOP_SIGNALS)) {
     Deno.addSignalListener(signal as Deno.Signal, () => {
       const time = service.clock.monotonic();
-      const isRepeated = time - last.time < REPEATED_SIGNAL_MILLISECONDS;
-      if (signal === last.signal && isRepeated) return; // `deno task` repeats Ctrl+C
-      last = { signal, time };
+      const isSoon = time - previous.time < REPEATED_SIGNAL_MILLISECONDS;
+      if (signal === previous.signal && isSoon) return; // `deno task` repeats Ctrl+C
+      previous = { signal, time };
       if (service.status === "draining") return second.resolve({ signal, code: 128 + number });
       service.status = "draining";
       service.log.write("info", "draining", { signal, seconds: service.config.DRAIN_SECONDS });
@@ -597,19 +597,19 @@ function openListener(service: Service) {
 
   /** Rejects if the port cannot be opened again. */
   const keepOpen = async () => {
-    let isAway = false;
+    let isPortClosed = false;
     while (!isClosing) {
       try {
         server ??= open();
-        if (isAway) await Promise.race([server.finished, sleep(LISTEN_AGAIN_MILLISECONDS)]);
-        if (isAway && !isClosing) log.write("info", "accepting connections again");
-        isAway = false;
+        if (isPortClosed) await Promise.race([server.finished, sleep(LISTEN_AGAIN_MILLISECONDS)]);
+        if (isPortClosed && !isClosing) log.write("info", "accepting connections again");
+        isPortClosed = false;
         await server.finished;
       } catch (error) {
         server = undefined; // 2.7.11 hangs when a server that has failed is shut down
-        if (!isAway) log.write("error", "cannot accept connections", { error: `${error}` });
+        if (!isPortClosed) log.write("error", "cannot accept connections", { error: `${error}` });
         if (!/os error (23|24|10024)\b/.test(`${error}`)) throw error; // ENFILE, EMFILE, WSAEMFILE
-        isAway = true;
+        isPortClosed = true;
         await sleep(LISTEN_AGAIN_MILLISECONDS);
       }
     }

@@ -54,7 +54,7 @@ function putOnTerminal(form: Form, output = "", keys = "/dev/null"): Form {
 
 for (const form of FORMS) {
   Deno.test(spec(`${form.name}: it logs start, requests, drain and stop with fields`, async () => {
-    await using service = await start(form, { LOG_LEVEL: "debug" });
+    await using service = await start(form, { LOG_LEVEL: "debug", SHUTDOWN_SECONDS: "0" });
     const { port } = service;
     const ask = (target: string, agent: string) =>
       sendRaw(port, formatRequest(target, { fields: `User-Agent: ${agent}\r\n` }));
