@@ -64,6 +64,8 @@ for (const [status, mark, label, seconds, uptime] of STATES) {
     assertStringIncludes(html, `<title>${mark} devops-info-service: ${label}</title>`);
     assertStringIncludes(html, `<p class="banner ${status}"><strong>${mark} ${label}.</strong>`);
     assertStringIncludes(html, `<dd>${uptime}</dd>`);
+    const [icon = ""] = findAll(html, /<link rel="icon" href="(.*?)">/g);
+    assertEquals(new URL(icon).hash, "", "it would end at a # of its color");
   });
 }
 
