@@ -119,6 +119,7 @@ docker network rm ${project}_default`);
       SecurityOpt: ["no-new-privileges:true"],
       PidsLimit: 64,
       Memory: 256 * 1024 * 1024,
+      MemorySwap: 256 * 1024 * 1024, // both together, so no swap
       RestartPolicy: { Name: "unless-stopped" },
     });
     await compose("stop");
