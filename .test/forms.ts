@@ -13,7 +13,6 @@ import { pathOf, readOutput } from "./programs.ts";
 /** Whether what takes long runs at its full size. */
 export const IS_FULL = Boolean(Deno.env.get("FULL"));
 
-/** What a run may take. */
 export interface Limits {
   readonly descriptors?: number;
   /** Of a container; a process of its own has none. */
@@ -111,7 +110,6 @@ export const ARM64_IMAGE = Deno.env.get("ARM64_IMAGE");
 const BASE_IMAGE = Deno.env.get("BASE_IMAGE");
 const EXECUTABLE = Deno.env.get("EXECUTABLE");
 
-/** The forms that are there. */
 export const FORMS: readonly Form[] = [
   SOURCE,
   ...(EXECUTABLE ? [makeProcessForm("executable", () => [EXECUTABLE])] : []),
