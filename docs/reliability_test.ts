@@ -211,7 +211,7 @@ const formatAgent = (character: string, size: number) =>
 /** Requests that are costly to show or to log, and how many clients send them. */
 const COSTLY = [
   ["control characters in User-Agent", 128, (size: number) => formatAgent("\x80", size)],
-  ["such of two bytes in a path of 60 kB", 256, () => ask(`/${"\xc2\x80".repeat(30_000)}`)],
+  ["such of two bytes in a path of 60 kB", 64, () => ask(`/${"\xc2\x80".repeat(30_000)}`)],
   ["< and & on the page", 128, (size: number) => formatAgent("<&", size / 2)],
 ] as const;
 
