@@ -134,7 +134,6 @@ export async function sendRaw(port: number, text: string, hostname?: string): Pr
   throw new Error(`the connection closed after ${JSON.stringify(connection.received)}`);
 }
 
-/** Asks for the health, on a connection of its own. */
 export function probe(port: number, hostname?: string): Promise<Answer> {
   return sendRaw(port, formatRequest("/health"), hostname);
 }
