@@ -189,7 +189,6 @@ export function formatHeaders(stream: number, fields: Fields): string {
   return formatFrame(1, 5, stream, payload); // END_STREAM and END_HEADERS
 }
 
-/** The frame that cancels a stream. */
 export function formatReset(stream: number): string {
   return formatFrame(3, 0, stream, "\0\0\0\x08");
 }

@@ -6,11 +6,10 @@ import puppeteer from "npm:puppeteer-core@25.16.0";
 
 interface Input {
   readonly executablePath: string;
-  /** For all that Chromium writes. */
-  readonly folder: string;
+  readonly folder: string; // for all that Chromium writes
   readonly userAgent: string;
-  /** A preference is a media query such as `prefers-color-scheme: dark`, a text size is in percent. */
-  readonly visits: [url: string, width: number, preference: string, textSize: number][];
+  /** A preference is a media query such as `prefers-color-scheme: dark`. */
+  readonly visits: [url: string, width: number, preference: string][];
 }
 
 /** Runs in the page: what sticks out, and which words are broken where a line has room for them. */
@@ -68,22 +67,24 @@ await page.evaluateOnNewDocument(axe.source);
 const session = await page.createCDPSession();
 
 const views = [];
-for (const [url, width, preference, textSize] of visits) {
+for (const [url, width, preference] of visits) {
   [asked, faults] = [url, []];
   const [name = "", value = ""] = preference.split(": ");
   await session.send("Emulation.setEmulatedMedia", { media: "", features: [{ name, value }] });
   await page.setViewport({ width, height: 844 });
   await page.goto(url);
-  await page.evaluate(`document.documentElement.style.fontSize = "${textSize}%"`);
   const background = await page.evaluate("getComputedStyle(document.documentElement).background");
-  faults.push(...await page.evaluate(findBroken));
+  for (const textSize of [200, 100]) { // percent, as a reader zooms it
+    await page.evaluate(`document.documentElement.style.fontSize = "${textSize}%"`);
+    faults.push(...await page.evaluate(findBroken));
+  }
   const { violations, passes } = await page.evaluate("axe.run()") as axe.AxeResults;
   for (const { id, nodes } of violations) faults.push(`${id}: ${nodes.map(({ html }) => html)}`);
-  await session.send("Emulation.setEmulatedMedia", { media: "print" });
-  faults.push(...await page.evaluate(findWhiteOnPaper));
-  const { data: pdf } = await session.send("Page.printToPDF"); // on Letter, with usual margins
-  const sheets = atob(pdf).match(/\/Type\s*\/Page\b/g)?.length;
-  views.push({ background, faults, rules: passes.length, sheets });
+  views.push({ background, faults, rules: passes.length });
 }
+await session.send("Emulation.setEmulatedMedia", { media: "print" }); // the last page
+faults.push(...await page.evaluate(findWhiteOnPaper));
+const { data: pdf } = await session.send("Page.printToPDF"); // on Letter, with usual margins
+const sheets = atob(pdf).match(/\/Type\s*\/Page\b/g)?.length;
 await browser.close();
-console.log(JSON.stringify(views));
+console.log(JSON.stringify({ views, sheets }));
