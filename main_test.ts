@@ -689,7 +689,8 @@ for (const form of CONTRACT_FORMS) {
     await service.waitForOutput(/"level":"info","msg":"request".*"client_ip":"198.51.100.9"/);
   }));
 
-  for (const [HOST = "", ...addresses] of HOSTS.map((row) => row.split(" "))) {
+  const hosts = HOSTS.map((row) => row.split(" "));
+  for (const [HOST = "", ...addresses] of form.isEmulated ? hosts.slice(0, 1) : hosts) {
     Deno.test(formSpec(`HOST=${HOST} takes ${addresses} and shows it so`, async () => {
       await using service = await start(form, { HOST });
       for (const address of addresses) {
@@ -700,7 +701,7 @@ for (const form of CONTRACT_FORMS) {
     }, HOST.includes("::") && !HAS_IPV6 && "this machine has no IPv6"));
   }
 
-  for (const args of [[], ["--health"]]) {
+  for (const args of form.isEmulated ? [[]] : [[], ["--health"]]) {
     Deno.test(formSpec(`bad variables ${args}: a line each, exit 2, and nothing else`, async () => {
       const env = { LOG_LEVEL: "a\nb\x9b", DENO_SERVE_ADDRESS: "b", DENO_TRUST_PROXY_HEADERS: "1" };
       await using service = await launch(form, { ...env, PORT: "http" }, args);

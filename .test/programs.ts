@@ -1,7 +1,6 @@
 /** Other programs, temporary files, and the guard that leaves nothing of them behind. */
 import { waitFor } from "./waiting.ts";
 
-/** The path of a file of the project. */
 export function pathOf(file: string): string {
   return `${import.meta.dirname}/../${file}`;
 }
