@@ -247,7 +247,7 @@ for (const form of FORMS) {
     const size = IS_FULL && long?.status === 200 ? 380_000 : 60_000;
     for (const [name, most, format] of COSTLY) {
       const text = format(size);
-      const clients = text.length > 100_000 ? most / 2 : most;
+      const clients = text.length > 100_000 ? most / 4 : most;
       await context.step(name, async () => {
         const trial = () => attack(service.port, text, clients);
         assertLess(await repeatUntil((time) => time < PROBE_LIMIT, trial), PROBE_LIMIT);
