@@ -196,7 +196,7 @@ for (const [status, code] of [["healthy", 200], ["unhealthy", 503], ["draining",
 
 Deno.test("handle() shows what the facts contain now, as JSON and on the page", async () => {
   const { service, time } = makeService();
-  await ask(service).text(); // of which nothing may be kept
+  await ask(service).text(); // no part of it may be kept
   const system = { ...SYSTEM, new_fact: "of <system>" };
   const describe = () => ({ ...service.clock.describe(), other_fact: "of runtime" });
   const extended = { ...service, system, clock: { ...service.clock, describe } };
