@@ -2,14 +2,13 @@
 /// <reference lib="dom" />
 // deno-lint-ignore-file no-import-prefix -- a tool of the tests, not of the project
 import axe from "npm:axe-core@4.14.1";
-import puppeteer from "npm:puppeteer-core@25.16.0";
+import { chromium } from "npm:playwright-core@1.65.1";
 
 interface Input {
   readonly executablePath: string;
   readonly folder: string; // for all that Chromium writes
   readonly userAgent: string;
-  /** A preference is a media query such as `prefers-color-scheme: dark`. */
-  readonly visits: [url: string, width: number, preference: string][];
+  readonly visits: [url: string, width: number, media: { colorScheme?: "dark" | "light" }][];
 }
 
 /** Runs in the page: what sticks out, and which words are broken where a line has room for them. */
@@ -48,12 +47,11 @@ function findWhiteOnPaper(): string[] {
 
 const input: Input = await new Response(Deno.stdin.readable).json();
 const { executablePath, folder, userAgent, visits } = input;
-const browser = await puppeteer.launch({
+const browser = await chromium.launchPersistentContext(folder, {
   executablePath,
-  userDataDir: folder,
+  userAgent,
   env: { ...Deno.env.toObject(), HOME: folder, TMPDIR: folder },
-  pipe: true, // so that Chromium ends with this process
-  args: ["--no-sandbox", "--disable-gpu"],
+  args: ["--disable-gpu"],
 });
 const page = await browser.newPage();
 let [asked, faults]: [string, string[]] = ["", []];
@@ -62,29 +60,27 @@ page.on("request", (request) => {
   const url = request.url();
   if (url !== asked && !url.startsWith("data:")) faults.push(`asks for ${url}`);
 });
-await page.setUserAgent({ userAgent });
-await page.evaluateOnNewDocument(axe.source);
-const session = await page.createCDPSession();
+await page.addInitScript(axe.source);
 
 const views = [];
-for (const [url, width, preference] of visits) {
+for (const [url, width, media] of visits) {
   [asked, faults] = [url, []];
-  const [name = "", value = ""] = preference.split(": ");
-  await session.send("Emulation.setEmulatedMedia", { media: "", features: [{ name, value }] });
-  await page.setViewport({ width, height: 844 });
+  await page.emulateMedia({ colorScheme: null, forcedColors: null, ...media });
+  await page.setViewportSize({ width, height: 844 });
   await page.goto(url);
   const background = await page.evaluate("getComputedStyle(document.documentElement).background");
   for (const textSize of [200, 100]) { // percent, as a reader zooms it
     await page.evaluate(`document.documentElement.style.fontSize = "${textSize}%"`);
     faults.push(...await page.evaluate(findBroken));
   }
-  const { violations, passes } = await page.evaluate("axe.run()") as axe.AxeResults;
+  const { violations, passes } = await page.evaluate<axe.AxeResults>("axe.run()");
   for (const { id, nodes } of violations) faults.push(`${id}: ${nodes.map(({ html }) => html)}`);
   views.push({ background, faults, rules: passes.length });
 }
-await session.send("Emulation.setEmulatedMedia", { media: "print" }); // the last page
+await page.emulateMedia({ media: "print" }); // the last page
 faults.push(...await page.evaluate(findWhiteOnPaper));
-const { data: pdf } = await session.send("Page.printToPDF"); // on Letter, with usual margins
-const sheets = atob(pdf).match(/\/Type\s*\/Page\b/g)?.length;
+const margin = { top: "1cm", right: "1cm", bottom: "1cm", left: "1cm" };
+const pdf = await page.pdf({ format: "Letter", margin });
+const sheets = pdf.toString("latin1").match(/\/Type\s*\/Page\b/g)?.length;
 await browser.close();
 console.log(JSON.stringify({ views, sheets }));

@@ -93,14 +93,14 @@ Deno.test(spec("the Nu checker finds the page valid", async (context) => {
 }, lacks("java") ?? (!IS_FULL && "it takes long, FULL=1 runs it")));
 
 const CHROMIUM = ["chromium", "google-chrome"].map((name) => `/usr/bin/${name}`).find(isFile);
-const [LIGHT, DARK] = ["prefers-color-scheme: light", "prefers-color-scheme: dark"];
-const FORCED = "forced-colors: active";
+const [LIGHT, DARK] = [{ colorScheme: "light" }, { colorScheme: "dark" }];
+const FORCED = { forcedColors: "active" };
 const VISITS = [
   ...[["unhealthy", 390, DARK], ["draining", 320, LIGHT]],
   ...[["healthy", 320, FORCED], ["healthy", 1000, LIGHT]],
 ];
 const MORE_VISITS = [320, 390, 1000].flatMap((width) =>
-  [LIGHT, DARK, FORCED].map((preference) => ["unhealthy", width, preference])
+  [LIGHT, DARK, FORCED].map((media) => ["unhealthy", width, media])
 );
 
 Deno.test(spec("Chromium and axe have nothing to complain of", async (context) => {
@@ -114,8 +114,10 @@ Deno.test(spec("Chromium and axe have nothing to complain of", async (context) =
   const userAgent = HOSTILE_AGENT + "x".repeat(200);
   const input = { executablePath: CHROMIUM, folder: makeTempPath("chromium"), userAgent, visits };
   const { views, sheets } = await runTool("browse.ts", input) ?? {};
-  if (!views) return await leaveOut(context, "puppeteer-core cannot be had from npm");
-  for (const [index, { faults }] of views.entries()) assertEquals(faults, [], `${visits[index]}`);
+  if (!views) return await leaveOut(context, "playwright-core cannot be had from npm");
+  for (const [index, { faults }] of views.entries()) {
+    assertEquals(faults, [], JSON.stringify(visits[index]));
+  }
   assertGreater(views[0].rules, 10, "axe has checked nothing");
   assertNotEquals(views.at(-4).background, views.at(-1).background, "dark is light");
   assertEquals(sheets, 1);
