@@ -235,7 +235,7 @@ const STOPS = [
 ] as const;
 
 for (const form of CONTRACT_FORMS) {
-  Deno.test(spec(`${form.name}: while draining it answers and closes connections`, async () => {
+  Deno.test(spec(`${form.name}: while draining it answers, and asks to close`, async () => {
     await using service = await start(form, { DRAIN_SECONDS: "300" });
     service.kill("SIGTERM");
     await service.waitForOutput(/"msg":"draining"/);
