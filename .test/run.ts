@@ -1,7 +1,7 @@
 /** A run of the service, and the tests that show what it wrote where they fail. */
 import { parseConfig } from "../main.ts";
-import type { Form, Limits } from "./forms.ts";
-import { atExit, docker, inspect, spawn } from "./programs.ts";
+import { type Form, type Limits, makeProcessForm } from "./forms.ts";
+import { atExit, docker, inspect, makeTempPath, spawn } from "./programs.ts";
 import { waitFor } from "./waiting.ts";
 
 /** What the configuration is when no variable is set. */
@@ -215,6 +215,24 @@ export async function share(form: Form): Promise<RunningService> {
   const service = await shared.get(form)!;
   if (!runs.includes(service)) runs.push(service);
   return service;
+}
+
+/**
+ * Starts HAProxy with these sections; it hides no failure.
+ *
+ * @param inside program and arguments that run it somewhere else, such as in another network
+ */
+export async function startHaproxy(sections: string, inside: string[] = []): Promise<Run> {
+  const file = makeTempPath("haproxy.cfg");
+  const defaults = `defaults
+  mode http
+  timeout connect 1s
+  timeout client 10s
+  timeout server 10s
+  timeout check 5s
+  retries 0`;
+  Deno.writeTextFileSync(file, defaults + sections);
+  return await launch(makeProcessForm("HAProxy", () => [...inside, "haproxy", "-db", "-f", file]));
 }
 
 /** What a run holds, from /proc. */

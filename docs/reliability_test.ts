@@ -1,6 +1,6 @@
 /** The proof of `reliability.md`, part by part. */
 import { assert, assertEquals, assertLess, assertMatch, assertNotMatch } from "@std/assert";
-import { type Form, FORMS, IS_FULL, makeProcessForm, SOURCE, wrapForm } from "../.test/forms.ts";
+import { type Form, FORMS, IS_FULL, SOURCE, wrapForm } from "../.test/forms.ts";
 import {
   isFile,
   lacks,
@@ -27,6 +27,7 @@ import {
   type RunningService,
   share,
   start,
+  startHaproxy,
 } from "../.test/run.ts";
 import { repeatUntil, sleep, waitFor, waitUntil } from "../.test/waiting.ts";
 
@@ -542,23 +543,14 @@ async function updateInTurn(form: Form, signal: "SIGTERM" | "SIGKILL") {
     stack.use(await start(form, { PORT: String(port), DRAIN_SECONDS: "2", LOG_LEVEL: "debug" }));
   const instances = await Promise.all(Array.from(Array(3), () => startInstance()));
   const frontend = findFreePort();
-  const configuration = `
-defaults
-  mode http
-  timeout connect 1s
-  timeout client 10s
-  timeout server 10s
-  timeout check 5s
-  retries 0 # hides no failure
-  default-server check inter 250ms fall 2 rise 1
+  const sections = `
 listen web
   bind 127.0.0.1:${frontend}
   option httpchk GET /health
+  default-server check inter 250ms fall 2 rise 1
 ${instances.map(({ port }) => `  server s${port} 127.0.0.1:${port}`).join("\n")}
 `;
-  const file = makeTempPath("haproxy.cfg");
-  Deno.writeTextFileSync(file, configuration);
-  stack.use(await launch(makeProcessForm("HAProxy", () => ["haproxy", "-db", "-f", file])));
+  stack.use(await startHaproxy(sections));
   const waitForProbe = (run: RunningService) => run.waitForOutput(/"path":"\/health"/);
   const askKept = () => fetch(`http://127.0.0.1:${frontend}`).then((answer) => answer.text());
   const askOnce = () => sendRaw(frontend, get("Connection: close")).then(({ body }) => body);

@@ -5,10 +5,10 @@
  * Clients come by a Unix socket. The published port has no part: it needs a kernel with IPVS.
  */
 import { assertEquals, assertGreater } from "@std/assert";
-import { IMAGE, makeProcessForm } from "../../.test/forms.ts";
+import { IMAGE } from "../../.test/forms.ts";
 import { atExit, docker, inspect, lacks, makeTempPath } from "../../.test/programs.ts";
 import { readOutput, readText, runTool } from "../../.test/programs.ts";
-import { launch, leaveOut, spec } from "../../.test/run.ts";
+import { leaveOut, spec, startHaproxy } from "../../.test/run.ts";
 import { sleep, waitUntil } from "../../.test/waiting.ts";
 
 // deno-lint-ignore no-explicit-any -- the shape is Compose's
@@ -79,33 +79,21 @@ async function waitForUpdate(end: string): Promise<number> {
 
 /** Starts HAProxy beside the tasks. */
 async function startBalancer(socket: string) {
-  const file = makeTempPath("haproxy.cfg");
-  const configuration = `
+  const network = `${NAME}_default`;
+  await docker("run", "--detach", "--name", NEIGHBOUR, "--network", network, IMAGE!);
+  const pid = String(await inspect(NEIGHBOUR, ".State.Pid"));
+  const sections = `
 resolvers docker
   nameserver dns 127.0.0.11:53
   timeout resolve 500ms
   hold valid 1s
-defaults
-  mode http
-  timeout connect 1s
-  timeout client 10s
-  timeout server 10s
-  timeout check 5s
-  retries 0 # what a task loses is to be seen
-frontend clients
+listen web
   bind unix@${socket}
-  default_backend tasks
-backend tasks
   option httpchk GET /health
   default-server check inter 500ms fall 2 rise 1
   server-template web 8 tasks.web:5000 resolvers docker init-addr none
 `;
-  Deno.writeTextFileSync(file, configuration);
-  const network = `${NAME}_default`;
-  await docker("run", "--detach", "--name", NEIGHBOUR, "--network", network, IMAGE!);
-  const pid = String(await inspect(NEIGHBOUR, ".State.Pid"));
-  const command = ["nsenter", "--target", pid, "--net", "haproxy", "-db", "-f", file];
-  return await launch(makeProcessForm("HAProxy", () => command));
+  return await startHaproxy(sections, ["nsenter", "--target", pid, "--net"]);
 }
 
 /** Six clients that send request after request, three of them on connections that they keep. */
