@@ -558,13 +558,12 @@ async function serveUntil(stop: Promise<void>, service: Service, stderr: Output)
 function listenForStop(service: Service) {
   const first = Promise.withResolvers<void>();
   const second = Promise.withResolvers<{ signal: string; code: number }>();
-  let previous = { signal: "", time: 0 };
+  let last = -Infinity;
   for (const [signal, number] of Object.entries(STOP_SIGNALS)) {
     Deno.addSignalListener(signal as Deno.Signal, () => {
       const time = service.clock.monotonic();
-      const isSoon = time - previous.time < REPEATED_SIGNAL_MILLISECONDS;
-      if (signal === previous.signal && isSoon) return; // `deno task` repeats Ctrl+C
-      previous = { signal, time };
+      if (time - last < REPEATED_SIGNAL_MILLISECONDS) return; // `deno task` repeats Ctrl+C
+      last = time;
       if (service.status === "draining") return second.resolve({ signal, code: 128 + number });
       service.status = "draining";
       service.log.write("info", "draining", { signal, seconds: service.config.DRAIN_SECONDS });

@@ -151,11 +151,14 @@ export class Run implements AsyncDisposable {
     return code;
   }
 
-  /** Ends the service by these signals; a container is removed. */
+  /** Ends the service by these signals, one after the other; a container is removed. */
   async destroy(...signals: Deno.Signal[]) {
     if (this.form.isImage) await docker("rm", "--force", this.#container);
     try {
-      for (const signal of signals) this.kill(signal);
+      for (const signal of signals) {
+        this.kill(signal);
+        await waitFor(this.#ended, "its end", 0.15).catch(() => {}); // an earlier one does not count
+      }
     } catch {
       // it ended by itself meanwhile
     }
