@@ -184,7 +184,7 @@ for (const form of FORMS) {
 
   Deno.test(formSpec("mutated requests: no 5xx, no other route's answer, no hang", async () => {
     const seed = Number(Deno.env.get("FUZZ_SEED") || Date.now() % 2 ** 32);
-    const count = Number(Deno.env.get("FUZZ_COUNT") || (IS_FULL ? 20_000 : 3000));
+    const count = Number(Deno.env.get("FUZZ_COUNT") || (IS_FULL ? 10_000 : 3000));
     console.log(`FUZZ_SEED=${seed} FUZZ_COUNT=${count}`);
     const mutants = makeMutants(seed).take(count);
     await using service = await start(form, { LOG_LEVEL: "debug", TRUST_PROXY: "1" });
