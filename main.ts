@@ -562,7 +562,8 @@ function listenForStop(service: Service) {
   for (const [signal, number] of Object.entries(STOP_SIGNALS)) {
     Deno.addSignalListener(signal as Deno.Signal, () => {
       const time = service.clock.monotonic();
-      if (time - last < REPEATED_SIGNAL_MILLISECONDS) return; // `deno task` repeats Ctrl+C
+      // `deno task` repeats Ctrl+C, and `--watch` adds SIGTERM
+      if (time - last < REPEATED_SIGNAL_MILLISECONDS) return;
       last = time;
       if (service.status === "draining") return second.resolve({ signal, code: 128 + number });
       service.status = "draining";
@@ -706,7 +707,7 @@ Environment:
 ${lines.join("\n")}
 
 Signals:
-  SIGTERM, SIGINT   drain, shut down, exit; a second one exits at once
+  SIGTERM, SIGINT   drain, shut down, exit; a second one, after 100 ms, exits at once
   SIGUSR2           switch /health between healthy and unhealthy, for drills
 
 Exit codes:

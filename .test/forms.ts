@@ -54,7 +54,7 @@ export function wrapForm(form: Form, wrap: (command: string[]) => string[]): For
 export const HARDENED =
   "--read-only --cap-drop ALL --security-opt no-new-privileges --pids-limit 64".split(" ");
 
-/** The memory of a container, where a test does not say it. */
+/** The memory of a container, where a test does not say it: half of what the documents advise. */
 export const IMAGE_MEMORY = "128m";
 
 /** The form of an image; a platform says that Docker emulates it. */

@@ -58,6 +58,9 @@ export async function leaveOut(context: Deno.TestContext, reason: string) {
 
 // ---- A run of the service ----
 
+/** Milliseconds between two signals that both count, on a busy machine, too. */
+export const SIGNAL_PAUSE = 300;
+
 /** One run of the service, made by `launch` or `start`. Leaving its scope ends it. */
 export class Run implements AsyncDisposable {
   /** What it wrote so far. */
@@ -157,7 +160,7 @@ export class Run implements AsyncDisposable {
     try {
       for (const signal of signals) {
         this.kill(signal);
-        await waitFor(this.#ended, "its end", 0.15).catch(() => {}); // an earlier one does not count
+        await waitFor(this.#ended, "its end", SIGNAL_PAUSE / 1000).catch(() => {});
       }
     } catch {
       // it ended by itself meanwhile
@@ -169,7 +172,7 @@ export class Run implements AsyncDisposable {
   async [Symbol.asyncDispose]() {
     if (this.#hasEnded) return;
     const timer = setTimeout(() => this.destroy("SIGKILL"), 5000);
-    // two signals end it at once, and yet so that the coverage it saw is written; but a Docker
+    // the second signal ends a drain, and yet so that the coverage it saw is written; but a Docker
     // client that is signalled three times leaves its container behind
     await this.destroy(...this.form.isImage ? [] : ["SIGTERM", "SIGINT"] as const);
     clearTimeout(timer);
@@ -233,7 +236,8 @@ export async function startHaproxy(sections: string, inside: string[] = []): Pro
   timeout client 10s
   timeout server 10s
   timeout check 5s
-  retries 0`;
+  retries 0
+`;
   Deno.writeTextFileSync(file, defaults + sections);
   return await launch(makeProcessForm("HAProxy", () => [...inside, "haproxy", "-db", "-f", file]));
 }

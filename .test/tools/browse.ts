@@ -4,11 +4,13 @@
 import axe from "npm:axe-core@4.14.1";
 import { chromium } from "npm:playwright-core@1.65.1";
 
+type Media = { colorScheme: "dark" | "light" } | { forcedColors: "active" };
+
 interface Input {
   readonly executablePath: string;
   readonly folder: string; // for all that Chromium writes
   readonly userAgent: string;
-  readonly visits: [url: string, width: number, media: { colorScheme?: "dark" | "light" }][];
+  readonly visits: [url: string, width: number, media: Media][];
 }
 
 /** Runs in the page: what sticks out, and which words are broken where a line has room for them. */
@@ -47,13 +49,14 @@ function findWhiteOnPaper(): string[] {
 
 const input: Input = await new Response(Deno.stdin.readable).json();
 const { executablePath, folder, userAgent, visits } = input;
-const browser = await chromium.launchPersistentContext(folder, {
+const context = await chromium.launchPersistentContext(`${folder}/profile`, {
+  artifactsDir: `${folder}/artifacts`,
   executablePath,
   userAgent,
   env: { ...Deno.env.toObject(), HOME: folder, TMPDIR: folder },
   args: ["--disable-gpu"],
 });
-const page = await browser.newPage();
+const page = await context.newPage();
 let [asked, faults]: [string, string[]] = ["", []];
 page.on("console", (message) => faults.push(message.text()));
 page.on("request", (request) => {
@@ -82,5 +85,5 @@ faults.push(...await page.evaluate(findWhiteOnPaper));
 const margin = { top: "1cm", right: "1cm", bottom: "1cm", left: "1cm" };
 const pdf = await page.pdf({ format: "Letter", margin });
 const sheets = pdf.toString("latin1").match(/\/Type\s*\/Page\b/g)?.length;
-await browser.close();
+await context.close();
 console.log(JSON.stringify({ views, sheets }));

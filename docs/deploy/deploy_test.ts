@@ -78,7 +78,7 @@ Deno.test(spec("the manifests find the pod, and an update takes away none of thr
   assertEquals([autoscaler.spec.minReplicas, strategy.rollingUpdate.maxUnavailable], [3, 0]);
 }, NO_YAML));
 
-Deno.test(spec("Kubernetes asks a sick pod no more before it restarts it", () => {
+Deno.test(spec("Kubernetes asks an unhealthy pod no more before it restarts its container", () => {
   const [{ ports: [port], readinessProbe, livenessProbe, startupProbe }] =
     deployment.spec.template.spec.containers;
   for (const { httpGet } of [readinessProbe, livenessProbe, startupProbe]) {

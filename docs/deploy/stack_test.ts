@@ -44,7 +44,7 @@ async function deploy(stack: Stack, image: string, environment: Record<string, s
   const { networks = {}, services: { web: { ports: _, ...web } } } = structuredClone(stack);
   networks.default = { attachable: true }; // for the neighbour
   web.deploy.endpoint_mode = "dnsrr"; // Docker's DNS tells the addresses of the tasks
-  // more often, which saves half a minute a case; and longer, since a busy machine is not sick
+  // more often, which saves half a minute a case; and longer, since a busy machine is not unhealthy
   web.healthcheck = { interval: "2s", retries: 4, timeout: "20s" };
   Object.assign(web.environment, environment);
   const file = makeTempPath("stack.json");
@@ -82,8 +82,7 @@ async function startBalancer(socket: string) {
   const network = `${NAME}_default`;
   await docker("run", "--detach", "--name", NEIGHBOUR, "--network", network, IMAGE!);
   const pid = String(await inspect(NEIGHBOUR, ".State.Pid"));
-  const sections = `
-resolvers docker
+  const sections = `resolvers docker
   nameserver dns 127.0.0.11:53
   timeout resolve 500ms
   hold valid 1s
