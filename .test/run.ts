@@ -154,27 +154,24 @@ export class Run implements AsyncDisposable {
     return code;
   }
 
-  /** Ends the service by these signals, one after the other; a container is removed. */
-  async destroy(...signals: Deno.Signal[]) {
-    if (this.form.isImage) await docker("rm", "--force", this.#container);
-    try {
-      for (const signal of signals) {
-        this.kill(signal);
-        await waitFor(this.#ended, "its end", SIGNAL_PAUSE / 1000).catch(() => {});
-      }
-    } catch {
-      // it ended by itself meanwhile
-    }
+  /** Ends the service by a signal, again and again as by a held key; a container is removed. */
+  async destroy(signal: Deno.Signal) {
     this.resume();
-    await this.#ended;
+    if (this.form.isImage) await docker("rm", "--force", this.#container);
+    while (!this.#hasEnded) {
+      try {
+        if (!this.form.isImage || signal === "SIGKILL") this.kill(signal); // the client ends by itself
+      } catch {
+        // it ended by itself meanwhile
+      }
+      await waitFor(this.#ended, "its end", 0.05).catch(() => {});
+    }
   }
 
   async [Symbol.asyncDispose]() {
     if (this.#hasEnded) return;
     const timer = setTimeout(() => this.destroy("SIGKILL"), 5000);
-    // the second signal ends a drain, and yet so that the coverage it saw is written; but a Docker
-    // client that is signalled three times leaves its container behind
-    await this.destroy(...this.form.isImage ? [] : ["SIGTERM", "SIGINT"] as const);
+    await this.destroy("SIGTERM"); // so that the coverage it saw is written
     clearTimeout(timer);
   }
 }
