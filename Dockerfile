@@ -1,7 +1,8 @@
 ARG DENO_VERSION=2.9.6
 
-# deno compile makes executables for other processors, so the builder is never emulated
-FROM --platform=$BUILDPLATFORM denoland/deno:${DENO_VERSION} AS builder
+# deno compile makes executables for other processors, so the builder is never emulated; without
+# docker.io Podman does not find it
+FROM --platform=$BUILDPLATFORM docker.io/denoland/deno:${DENO_VERSION} AS builder
 WORKDIR /build
 ARG TARGETARCH
 RUN case "$TARGETARCH" in \
@@ -11,7 +12,7 @@ RUN case "$TARGETARCH" in \
     esac >target
 COPY deno.json deno.lock ./
 COPY .deno-std .deno-std
-# a stand-in with the same imports downloads std and the runtime into a layer that main.ts does not invalidate
+# modules.ts has the imports of main.ts: this downloads std and the runtime, once for all changes
 RUN cp .deno-std/modules.ts main.ts && \
     deno task compile --target "$(cat target)" && rm -r dist
 COPY main.ts ./
@@ -29,9 +30,9 @@ COPY --from=builder --chmod=0555 /build/dist/devops-info-service /devops-info-se
 # a number, so that Kubernetes can verify that it is not root
 USER 65532:65532
 # size the heap by the container's memory limit; do not wait long for a telemetry collector that hangs
-ENV DENO_USE_CGROUPS=1 OTEL_EXPORTER_OTLP_TIMEOUT=500
+ENV DENO_USE_CGROUPS=1 OTEL_SERVICE_NAME=devops-info-service OTEL_EXPORTER_OTLP_TIMEOUT=500
 EXPOSE 5000
-# the probe itself gives up after 2 s, with a message
-HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --retries=3 \
+# start-interval makes it healthy after 2 s; the probe itself gives up after 2 s, with a message
+HEALTHCHECK --interval=10s --timeout=3s --start-period=10s --start-interval=1s --retries=3 \
   CMD ["/devops-info-service", "--health"]
 ENTRYPOINT ["/devops-info-service"]
