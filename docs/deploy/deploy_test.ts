@@ -1,53 +1,56 @@
-/** The proof of what stands here: it is valid, and agrees with the service and with itself. */
-import { assertEquals, assertGreater, assertLess, assertObjectMatch } from "@std/assert";
+/** The proof of what stands here: it is valid, and agrees with the service. */
+import { assertArrayIncludes, assertEquals, assertGreater } from "@std/assert";
+import { assertLess, assertObjectMatch } from "@std/assert";
 import project from "../../deno.json" with { type: "json" };
-import { parseConfig } from "../../main.ts";
 import { IMAGE } from "../../.test/forms.ts";
-import { atExit, docker, inspect, makeTempPath, readOutput } from "../../.test/programs.ts";
-import { readText, runTool } from "../../.test/programs.ts";
+import { inspect, makeTempPath, readOutput, readText, runTool } from "../../.test/programs.ts";
 import { findFreePort, probe } from "../../.test/requests.ts";
 import { DEFAULTS, leaveOut, spec } from "../../.test/run.ts";
 
 // deno-lint-ignore no-explicit-any -- the shapes are Kubernetes' and Compose's
 type Node = any;
-const FILES = ["compose.yaml", "stack.yaml", "kubernetes.yaml", "network-policy.yaml"];
-const TEXTS = FILES.map((file) => readText(`docs/deploy/${file}`));
+const FILES = ["compose", "stack", "kubernetes", "autoscaler", "network-policy"];
+const TEXTS = FILES.map((file) => readText(`docs/deploy/${file}.yaml`));
 const DOCUMENTS: Node[] | undefined = await runTool("parse_yaml.ts", TEXTS.join("\n---\n"));
 const [compose, stack, ...manifests] = DOCUMENTS ?? [];
 const [deployment, service, budget, autoscaler, policy] = manifests;
+const pod = deployment?.spec.template.spec;
 const NO_YAML = !DOCUMENTS && "yaml cannot be had from npm";
 
 /** What each way to deploy says of the same. */
-const WAYS: Record<string, () => Record<string, Node>> = {
-  Compose() {
-    const { environment, stop_grace_period: grace, mem_limit: memory } = compose.services.web;
-    return { environment, grace, memory, drain: 30 }; // the longest that operations.md advises
-  },
-  Swarm() {
-    const { environment, stop_grace_period: grace, deploy } = stack.services.web;
-    return { environment, grace, memory: deploy.resources.limits.memory };
-  },
-  Kubernetes() {
-    const { containers: [web], terminationGracePeriodSeconds: grace } =
-      deployment.spec.template.spec;
-    const environment = Object.fromEntries(web.env.map((entry: Node) => [entry.name, entry.value]));
-    return { environment, grace, memory: web.resources.limits.memory };
-  },
-};
-
-for (const [way, read] of Object.entries(WAYS)) {
-  Deno.test(spec(`${way} sets variables that exist, and allows time to stop and memory`, () => {
-    const { environment, grace, memory, drain } = read();
-    assertEquals(Object.keys(environment).filter((name) => !(name in DEFAULTS)), []);
-    const get = (name: string) => `${environment[name] ?? ""}`.replace(/^\$\{\w+:-(.*)\}$/, "$1");
-    const { DRAIN_SECONDS, SHUTDOWN_SECONDS } = parseConfig({ get }, false);
-    assertGreater(parseInt(grace), (drain ?? DRAIN_SECONDS) + SHUTDOWN_SECONDS + 1);
-    const [slowClients = ""] = /^.*half requests.*$/m.exec(readText("docs/reliability.md")) ?? [];
-    const held = Math.max(...Array.from(slowClients.matchAll(/(\d+) MB/g), ([, n]) => Number(n)));
-    assertGreater(parseInt(memory), held);
-    assertLess(parseInt(memory), 2 * held);
-  }, NO_YAML));
+function readWays(): Record<string, Record<string, Node>> {
+  const { environment, stop_grace_period, mem_limit } = compose.services.web;
+  const { web } = stack.services;
+  const [container] = pod.containers;
+  return {
+    Compose: {
+      names: environment,
+      drain: 30, // the longest that operations.md advises
+      grace: stop_grace_period,
+      memory: mem_limit,
+    },
+    Swarm: {
+      names: Object.keys(web.environment),
+      drain: web.environment.DRAIN_SECONDS,
+      grace: web.stop_grace_period,
+      memory: web.deploy.resources.limits.memory,
+    },
+    Kubernetes: {
+      names: container.env.map(({ name }: Node) => name),
+      drain: container.env.find(({ name }: Node) => name === "DRAIN_SECONDS").value,
+      grace: pod.terminationGracePeriodSeconds,
+      memory: container.resources.limits.memory,
+    },
+  };
 }
+
+Deno.test(spec("each way sets variables that exist, allows time to stop, the same memory", () => {
+  for (const [way, { names, drain, grace, memory }] of Object.entries(readWays())) {
+    assertEquals(names.filter((name: string) => !(name in DEFAULTS)), [], way);
+    assertGreater(parseInt(grace), Number(drain) + DEFAULTS.SHUTDOWN_SECONDS + 1, way);
+    assertEquals(parseInt(memory), 256, way);
+  }
+}, NO_YAML));
 
 Deno.test(spec("the manifests are what their kinds allow", async (context) => {
   const file = makeTempPath("manifests.ts");
@@ -62,9 +65,9 @@ Deno.test(spec("the manifests are what their kinds allow", async (context) => {
   if (!isValidated) await leaveOut(context, "kubernetes-models cannot be had from npm");
 }, NO_YAML));
 
-Deno.test(spec("the manifests find the pod, and an update takes away none of three", () => {
-  const { selector, strategy, template: { metadata: { labels }, spec } } = deployment.spec;
-  const { topologySpreadConstraints: spread, containers: [web] } = spec;
+Deno.test(spec("the manifests find the pod, and name the version that is released", () => {
+  const { selector, template: { metadata: { labels } } } = deployment.spec;
+  const { topologySpreadConstraints: spread, containers: [web] } = pod;
   const selectors = [selector, budget.spec.selector, policy.spec.podSelector];
   selectors.push(...spread.map(({ labelSelector }: Node) => labelSelector));
   for (const { matchLabels } of selectors) assertObjectMatch(labels, matchLabels);
@@ -75,12 +78,10 @@ Deno.test(spec("the manifests find the pod, and an update takes away none of thr
   assertEquals(web.ports, [{ name: targetPort, containerPort: DEFAULTS.PORT }]);
   assertEquals(web.image.split(":")[1], project.version);
   assertEquals(labels["app.kubernetes.io/version"], project.version);
-  assertEquals([autoscaler.spec.minReplicas, strategy.rollingUpdate.maxUnavailable], [3, 0]);
 }, NO_YAML));
 
 Deno.test(spec("Kubernetes asks an unhealthy pod no more before it restarts its container", () => {
-  const [{ ports: [port], readinessProbe, livenessProbe, startupProbe }] =
-    deployment.spec.template.spec.containers;
+  const [{ ports: [port], readinessProbe, livenessProbe, startupProbe }] = pod.containers;
   for (const { httpGet } of [readinessProbe, livenessProbe, startupProbe]) {
     assertEquals(httpGet, { path: "/health", port: port.name });
   }
@@ -89,43 +90,30 @@ Deno.test(spec("Kubernetes asks an unhealthy pod no more before it restarts its 
   assertGreater(findEnd(startupProbe), 20, "a busy node needs time");
 }, NO_YAML));
 
-Deno.test(spec("the pod has no rights, as the restricted Pod Security Standard has it", () => {
+Deno.test(spec("the pod meets the restricted Pod Security Standard, and names no user", () => {
+  const { securityContext, containers: [web] } = pod;
+  // OpenShift refuses a user that is not of the namespace's range
+  assertEquals(securityContext, { runAsNonRoot: true, seccompProfile: { type: "RuntimeDefault" } });
   const capabilities = { drop: ["ALL"] };
-  const container = { allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities };
-  assertObjectMatch(deployment.spec.template.spec, {
-    automountServiceAccountToken: false,
-    securityContext: { runAsNonRoot: true, seccompProfile: { type: "RuntimeDefault" } },
-    containers: [{ securityContext: container }],
-  });
-  assertEquals([policy.spec.policyTypes, policy.spec.egress], [["Egress"], []]);
+  assertObjectMatch(web.securityContext, { allowPrivilegeEscalation: false, capabilities });
 }, NO_YAML));
 
-Deno.test(spec("image: Compose makes it healthy, without rights, and stops it", async () => {
+Deno.test(spec("image: Compose makes it healthy, hands on variables, and stops it", async () => {
   const project = `devops-info-service-${crypto.randomUUID()}`;
-  const PORT = String(findFreePort());
+  const env = { PORT: String(findFreePort()), IMAGE: IMAGE!, LOG_LEVEL: "debug" };
   const command = ["docker", "compose", "--file", "docs/deploy/compose.yaml", "--project-name"];
-  const compose = (...args: string[]) =>
-    readOutput([...command, project, ...args], { env: { PORT, IMAGE: IMAGE! } });
-  const label = `label=com.docker.compose.project=${project}`;
-  const forget = atExit(`docker rm --force $(docker ps --all --quiet --filter ${label})
-docker network rm ${project}_default`);
+  const compose = (...args: string[]) => readOutput([...command, project, ...args], { env });
   try {
     await compose("up", "--detach", "--no-build", "--wait");
-    assertEquals((await probe(Number(PORT))).status, 200);
-    const container = await docker("ps", "--quiet", "--filter", label);
-    assertObjectMatch(await inspect(container, ".HostConfig"), {
-      ReadonlyRootfs: true,
-      CapDrop: ["ALL"],
-      SecurityOpt: ["no-new-privileges:true"],
-      PidsLimit: 64,
-      Memory: 256 * 1024 * 1024,
-      MemorySwap: 256 * 1024 * 1024, // both together, so no swap
-      RestartPolicy: { Name: "unless-stopped" },
-    });
+    assertEquals((await probe(Number(env.PORT))).status, 200);
+    const container = await compose("ps", "--quiet");
+    const { Memory, MemorySwap, ...limits } = await inspect(container, ".HostConfig");
+    assertEquals(MemorySwap, Memory, "both together, so no swap");
+    assertObjectMatch(limits, { ReadonlyRootfs: true, CapDrop: ["ALL"] });
+    assertArrayIncludes(await inspect(container, ".Config.Env"), ["LOG_LEVEL=debug"]);
     await compose("stop");
     assertEquals(await inspect(container, ".State.ExitCode"), 0);
   } finally {
     await compose("down");
-    forget();
   }
 }, !IMAGE && "IMAGE names none"));

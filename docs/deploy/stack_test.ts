@@ -6,7 +6,7 @@
  */
 import { assertEquals, assertGreater } from "@std/assert";
 import { IMAGE } from "../../.test/forms.ts";
-import { atExit, docker, inspect, lacks, makeTempPath } from "../../.test/programs.ts";
+import { docker, inspect, lacks, makeTempPath } from "../../.test/programs.ts";
 import { readOutput, readText, runTool } from "../../.test/programs.ts";
 import { leaveOut, spec, startHaproxy } from "../../.test/run.ts";
 import { sleep, waitUntil } from "../../.test/waiting.ts";
@@ -25,29 +25,25 @@ const PATIENCE_SECONDS = 240;
 
 /** Makes this machine a swarm. Leaving the scope ends it, and all that runs in it. */
 async function initSwarm(): Promise<AsyncDisposable> {
-  const bridge = await docker("network", "ls", "--quiet", "--filter", "name=docker_gwbridge");
-  const cleanUp = [
-    `docker rm --force ${NEIGHBOUR}`,
-    "docker swarm leave --force",
-    `docker rm --force $(docker ps --all --quiet --filter ${TASKS})`, // Swarm does it later
-    `docker image rm ${NEXT_IMAGE}`,
-    bridge ? "" : "docker network rm docker_gwbridge", // which Swarm leaves behind
-  ].join("\n");
-  const forget = atExit(cleanUp);
   await docker("swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1");
-  const end = () => readOutput(["sh", "-c", `${cleanUp}\ntrue`]).then(forget);
-  return { [Symbol.asyncDispose]: end };
+  const cleanUp = `docker rm --force ${NEIGHBOUR}
+docker swarm leave --force
+docker rm --force $(docker ps --all --quiet --filter ${TASKS}) # Swarm does it later
+docker image rm ${NEXT_IMAGE}
+docker network rm docker_gwbridge # which Swarm leaves behind
+true`;
+  return { [Symbol.asyncDispose]: async () => void await readOutput(["sh", "-c", cleanUp]) };
 }
 
 /** Deploys the stack of a parsed file, with as few changes as the test needs. */
 async function deploy(stack: Stack, image: string, environment: Record<string, string> = {}) {
-  const { networks = {}, services: { web: { ports: _, ...web } } } = structuredClone(stack);
-  networks.default = { attachable: true }; // for the neighbour
+  const { services: { web: { ports: _, ...web } } } = structuredClone(stack);
   web.deploy.endpoint_mode = "dnsrr"; // Docker's DNS tells the addresses of the tasks
   // more often, which saves half a minute a case; and longer, since a busy machine is not unhealthy
   web.healthcheck = { interval: "2s", retries: 4, timeout: "20s" };
   Object.assign(web.environment, environment);
   const file = makeTempPath("stack.json");
+  const networks = { default: { attachable: true } }; // for the neighbour
   Deno.writeTextFileSync(file, JSON.stringify({ networks, services: { web } }));
   const command = ["docker", "stack", "deploy", "--resolve-image", "never", "-c", file, NAME];
   await readOutput(command, { env: { IMAGE: image } });
@@ -61,7 +57,7 @@ async function listHealthy(): Promise<string[]> {
   return list.split("\n").filter(Boolean);
 }
 
-function waitForTasks(isRight: (task: string) => boolean): Promise<string[]> {
+function waitForTasks(isRight: (task: string) => boolean = () => true): Promise<string[]> {
   const areRight = (tasks: string[]) => tasks.length === 3 && tasks.every(isRight);
   return waitUntil("three healthy tasks", listHealthy, areRight, PATIENCE_SECONDS);
 }
@@ -138,7 +134,7 @@ async function updateInVain(stack: Stack) {
   const before = await listHealthy();
   await deploy(stack, NEXT_IMAGE, { PORT: "http" });
   await waitForUpdate("rollback_completed");
-  assertEquals(await waitForTasks(() => true), before);
+  assertEquals(await waitForTasks(), before);
 }
 
 const CASES: Record<string, (stack: Stack) => Promise<void>> = {
@@ -158,7 +154,7 @@ Deno.test(spec(
     await using _swarm = await initSwarm();
     await docker("tag", IMAGE!, NEXT_IMAGE);
     await deploy(stack, IMAGE!);
-    await waitForTasks(() => true);
+    await waitForTasks();
     const socket = makeTempPath("haproxy.sock");
     await using _balancer = await startBalancer(socket);
     await using load = startLoad(socket);
