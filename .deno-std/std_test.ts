@@ -74,7 +74,7 @@ Deno.test(spec("std comes from npm where JSR is neither cached nor reachable", a
       assertLess(seconds, 30);
     });
   }
-}, lacks("openssl")));
+}, { unless: lacks("openssl") }));
 
 Deno.test("JSR and npm: a lock of each for what is imported, one version of deno-std", async () => {
   const [jsr, npm] = ["deno.lock", ".deno-std/deno.lock"].map((file) => JSON.parse(readText(file)));

@@ -1,5 +1,8 @@
-/** Other programs, temporary files, and the guard that leaves nothing of them behind. */
+/** Other programs, and temporary files. */
 import { waitFor } from "./waiting.ts";
+
+// Deno's `fetch` sends even a request to 127.0.0.1 to the proxy that HTTP_PROXY names
+Deno.env.set("NO_PROXY", `localhost,127.0.0.1,::1,${Deno.env.get("NO_PROXY") ?? ""}`);
 
 export function pathOf(file: string): string {
   return `${import.meta.dirname}/../${file}`;
@@ -24,87 +27,48 @@ export function lacks(program: string): string | undefined {
   return isThere ? undefined : `${program} is not installed`;
 }
 
-// ---- Nothing is left behind ----
+const temporary: string[] = [];
 
-/**
- * A shell that outlives this process, however that ends: it runs what `atExit` left it, then removes
- * the folder for temporary files.
- */
-interface Guard {
-  readonly folder: string;
-  readonly shell: Deno.ChildProcess;
-}
-
-const GUARD_SCRIPT = `trap "" INT TERM HUP
-read -r _
-for file in "$0"/*.exit; do [ ! -f "$file" ] || sh "$file" >/dev/null 2>&1; done
-for try in 1 2 3 4 5; do rm -rf "$0" && break; sleep 1; done # what was killed may still write`;
-let guard: Guard | undefined;
-let names = 0;
-
-Deno.test.beforeAll(() => void startGuard());
-Deno.test.afterAll(endGuard);
-
-function startGuard(): Guard {
-  if (guard) return guard;
-  const folder = Deno.makeTempDirSync({ prefix: "devops-info-service-" });
-  const shell = new Deno.Command("sh", {
-    args: ["-c", GUARD_SCRIPT, folder],
-    stdin: "piped",
-    detached: true, // so that Ctrl+C does not reach it
-  }).spawn();
-  return guard = { folder, shell };
-}
-
-/** Ends the guard, and with it all that is left. A file of tests does this by itself. */
-export async function endGuard() {
-  await guard?.shell.stdin.close();
-  await guard?.shell.status;
-  guard = undefined;
-}
-
-/** A path for a temporary file or folder, which is gone when the tests are. */
-export function makeTempPath(name: string): string {
-  return `${startGuard().folder}/${++names}-${name}`;
-}
-
-/** Runs a shell command when this process ends before the returned function was called. */
-export function atExit(command: string): () => void {
-  const file = makeTempPath("command.exit");
-  Deno.writeTextFileSync(file, command);
-  return () => {
+addEventListener("unload", () => {
+  for (const folder of temporary) {
     try {
-      Deno.removeSync(file);
-    } catch { // with --fail-fast the guard may have ended, and taken it along
+      Deno.removeSync(folder, { recursive: true });
+    } catch {
+      // what was killed still writes: the system's own cleaning gets it
     }
-  };
+  }
+});
+
+/** A path for a temporary file or folder, which is gone when the tests of a file are. */
+export function makeTempPath(name: string): string {
+  const folder = Deno.makeTempDirSync({ prefix: "devops-info-service-" });
+  temporary.push(folder);
+  return `${folder}/${name}`;
 }
 
-// ---- Programs ----
+/** For docs/deploy, until it has moved. */
+export function atExit(_: string) {
+  return () => {};
+}
 
 type Env = Record<string, string>;
 
-/** Starts a program in the project's folder. It is killed when this process ends before `forget`. */
+/** Starts a program in the project's folder, with these variables alone. */
 export function spawn(command: readonly string[], env: Env, stdin: "null" | "piped" = "null") {
   const [program, ...args] = command;
   const streams = { stdin, stdout: "piped", stderr: "piped" } as const;
-  const options = { args, clearEnv: true, env, cwd: pathOf(""), detached: true, ...streams };
-  const child = new Deno.Command(program!, options).spawn();
-  return { child, forget: atExit(`kill -s KILL -- -${child.pid}`) };
+  const options = { args, clearEnv: true, env, cwd: pathOf(""), ...streams };
+  return new Deno.Command(program!, options).spawn();
 }
 
 /** Runs a program to its end, whatever the end is. `input` is what it reads. */
 export async function runProgram(command: readonly string[], { env = {} as Env, input = "" } = {}) {
   const { DENO_COVERAGE_DIR: _, ...inherited } = Deno.env.toObject(); // the service's alone counts
-  const { child, forget } = spawn(command, { ...inherited, ...env }, "piped");
-  try {
-    await new Blob([input]).stream().pipeTo(child.stdin).catch(() => {}); // it may not read all
-    const output = await waitFor(child.output(), `the end of ${command.join(" ")}`, 120);
-    const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
-    return { code: output.code, stdout: decode(output.stdout), stderr: decode(output.stderr) };
-  } finally {
-    forget();
-  }
+  await using child = spawn(command, { ...inherited, ...env }, "piped");
+  await new Blob([input]).stream().pipeTo(child.stdin).catch(() => {}); // it may not read all
+  const output = await waitFor(child.output(), `the end of ${command.join(" ")}`, 120);
+  const decode = (bytes: Uint8Array) => new TextDecoder().decode(bytes);
+  return { code: output.code, stdout: decode(output.stdout), stderr: decode(output.stderr) };
 }
 
 /** Runs a program that must succeed and gives what it prints. */

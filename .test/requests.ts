@@ -189,10 +189,6 @@ export function formatHeaders(stream: number, fields: Fields): string {
   return formatFrame(1, 5, stream, payload); // END_STREAM and END_HEADERS
 }
 
-export function formatReset(stream: number): string {
-  return formatFrame(3, 0, stream, "\0\0\0\x08");
-}
-
 /** Sends a request of these fields, valid or not, and gives all that comes until the stream ends. */
 export async function sendFrames(port: number, fields: Fields): Promise<string> {
   using connection = await connect(port);

@@ -1,7 +1,7 @@
 /** A run of the service, and the tests that show what it wrote where they fail. */
 import { parseConfig } from "../main.ts";
 import { type Form, type Limits, makeProcessForm } from "./forms.ts";
-import { atExit, docker, inspect, makeTempPath, spawn } from "./programs.ts";
+import { docker, inspect, makeTempPath, spawn } from "./programs.ts";
 import { waitFor } from "./waiting.ts";
 
 /** What the configuration is when no variable is set. */
@@ -18,26 +18,31 @@ Deno.test.afterAll(async () => {
   for (const service of shared.values()) await (await service)[Symbol.asyncDispose]();
 });
 
+type Proof = (context: Deno.TestContext) => Promise<void> | void;
+type Reason = string | false | undefined;
+
+interface Options {
+  /** Why it cannot run here; the first reason that is not empty leaves it out, by name. */
+  readonly unless?: Reason | readonly Reason[];
+}
+
 /**
  * Describes a test for `Deno.test`, or a row of it for `context.step`, which are called in the test's
  * own file so that a failure is headed by its line. The error shows what the service wrote.
  *
  * @param name what holds
- * @param fn the proof
- * @param reasons why it cannot run here; the first one that is not empty leaves it out, by name
+ * @param prove the proof
+ * @param options why it may be left out; a list in their place is how older files say it
  */
-export function spec(
-  name: string,
-  fn: (context: Deno.TestContext) => Promise<void> | void,
-  ...reasons: (string | false | undefined)[]
-) {
-  const reason = reasons.find(Boolean);
+export function spec(name: string, prove: Proof, ...options: [Options?] | Reason[]) {
+  const isNew = (options: unknown[]): options is [Options] => typeof options[0] === "object";
+  const reason = (isNew(options) ? [options[0].unless].flat() : options).find(Boolean);
   return {
     name: reason ? `${name} [left out: ${reason}]` : name,
     ignore: Boolean(reason),
     async fn(context: Deno.TestContext) {
       try {
-        await fn(context);
+        await prove(context);
       } catch (error) {
         if (error instanceof Error) error.message += runs.map((run) => run.describe()).join("");
         throw error;
@@ -48,12 +53,12 @@ export function spec(
 
 /** A `spec` whose names begin with a form's. */
 export function bindSpec(form: Form): typeof spec {
-  return (name, ...rest) => spec(`${form.name}: ${name}`, ...rest);
+  return (name, prove, ...options) => spec(`${form.name}: ${name}`, prove, ...options);
 }
 
 /** Says in a test that the rest of it is left out, and why. */
 export async function leaveOut(context: Deno.TestContext, reason: string) {
-  await context.step(spec("the rest", () => {}, reason));
+  await context.step(spec("the rest", () => {}, { unless: reason }));
 }
 
 // ---- A run of the service ----
@@ -75,7 +80,7 @@ export class Run implements AsyncDisposable {
   #arrived = Promise.withResolvers<void>();
   #resumed = Promise.withResolvers<void>();
 
-  constructor(form: Form, child: Deno.ChildProcess, container: string, forget: () => void) {
+  constructor(form: Form, child: Deno.ChildProcess, container: string) {
     this.form = form;
     this.#child = child;
     this.#container = container;
@@ -86,7 +91,6 @@ export class Run implements AsyncDisposable {
     this.#ended = Promise.all([child.status, reading, readingErrors]).then(() => {
       this.#hasEnded = true;
       this.#arrived.resolve();
-      forget();
     });
   }
 
@@ -154,29 +158,25 @@ export class Run implements AsyncDisposable {
     return code;
   }
 
-  /** Ends the service by a signal, again and again as by a held key; a container is removed. */
-  async destroy(signal: Deno.Signal) {
+  /** Ends it, by a second signal where one does not, so that the coverage it saw is written. */
+  async [Symbol.asyncDispose]() {
     this.resume();
-    if (this.form.isImage) await docker("rm", "--force", this.#container);
-    while (!this.#hasEnded) {
+    if (this.form.isImage && !this.#hasEnded) await docker("rm", "--force", this.#container);
+    for (let tries = 0; !this.#hasEnded; tries++) {
       try {
-        if (!this.form.isImage || signal === "SIGKILL") this.kill(signal); // the client ends by itself
+        this.kill(tries < 30 ? "SIGTERM" : "SIGKILL");
       } catch {
         // it ended by itself meanwhile
       }
-      await waitFor(this.#ended, "its end", 0.05).catch(() => {});
+      await waitFor(this.#ended, "its end", 0.2).catch(() => {});
     }
-  }
-
-  async [Symbol.asyncDispose]() {
-    if (this.#hasEnded) return;
-    const timer = setTimeout(() => this.destroy("SIGKILL"), 5000);
-    await this.destroy("SIGTERM"); // so that the coverage it saw is written
-    clearTimeout(timer);
   }
 }
 
 export type RunningService = Run & { readonly port: number; readonly url: string };
+
+/** What a run gets of the environment: other variables might change what it does. */
+const INHERITED = new Set(["PATH", "HOME", "DENO_DIR", "DENO_COVERAGE_DIR", "DOCKER_HOST"]);
 
 /** Runs the service with these variables and arguments, whatever comes of it. */
 export async function launch(
@@ -187,13 +187,9 @@ export async function launch(
 ): Promise<Run> {
   const container = `devops-info-service-${crypto.randomUUID()}`;
   const command = [...await form.command(env, container, limits), ...args];
-  const inherited = Object.entries(Deno.env.toObject()).filter(([name]) => !(name in DEFAULTS));
-  const forgetContainer = form.isImage ? atExit(`docker rm --force ${container}`) : undefined;
-  const { child, forget } = spawn(command, { ...Object.fromEntries(inherited), ...env });
-  const run = new Run(form, child, container, () => {
-    forget();
-    forgetContainer?.();
-  });
+  const inherited = Object.entries(Deno.env.toObject()).filter(([name]) => INHERITED.has(name));
+  const child = spawn(command, { ...Object.fromEntries(inherited), ...env });
+  const run = new Run(form, child, container);
   runs.push(run);
   return run;
 }

@@ -39,7 +39,7 @@ Deno.test(spec("image: adds one file to its base, which nobody may write", async
   const [before, after] = [await listFiles(base), await listFiles(image)];
   const added = [...after].filter(([path]) => !before.has(path));
   assertEquals(added, [["devops-info-service", "-r-xr-xr-x 0/0"]]);
-}, NO_IMAGE));
+}, { unless: NO_IMAGE }));
 
 Deno.test(spec("image: says how it runs", async () => {
   const { Env, ...config } = await inspect(image, ".Config");
@@ -49,7 +49,7 @@ Deno.test(spec("image: says how it runs", async () => {
   const second = 1e9;
   const { Interval, StartPeriod } = config.Healthcheck;
   assert(Interval <= 30 * second && StartPeriod > 4 * second, "emulated, it starts in 4 s");
-}, NO_IMAGE));
+}, { unless: NO_IMAGE }));
 
 Deno.test(spec("a build for a processor without a runtime is refused", async (context) => {
   const options = ["--platform", "linux/riscv64", "--target", "builder"];
@@ -58,7 +58,7 @@ Deno.test(spec("a build for a processor without a runtime is refused", async (co
   if (stderr.includes("failed to do request")) return await leaveOut(context, "no registry");
   assertEquals(code, 1);
   assertMatch(stderr, /TARGETARCH=riscv64 is not supported/);
-}, NO_IMAGE));
+}, { unless: NO_IMAGE }));
 
 /** A container in the background. Leaving its scope removes it. */
 async function runContainer(...args: string[]) {
@@ -95,7 +95,7 @@ Deno.test(spec("image: the probe sees a drill, and a service that hangs", async 
     if (signal) await docker("kill", "--signal", signal, container.name);
     await waitForHealth(container.name, status, line);
   }
-}, NO_IMAGE));
+}, { unless: NO_IMAGE }));
 
 const own = ["--memory", IMAGE_MEMORY, "--health-interval", "1s"];
 const STOPS = [
@@ -115,5 +115,5 @@ for (const { name, image, options } of STOPS) {
     await docker("stop", container.name);
     assertEquals(await inspect(container.name, ".State.ExitCode"), 0);
     assertMatch(await readLog(), /"msg":"stopped"}$/);
-  }, !image && "no image to test"));
+  }, { unless: !image && "no image to test" }));
 }

@@ -90,7 +90,7 @@ Deno.test(spec("the Nu checker finds the page valid", async (context) => {
   const findings = await runTool("check_html.ts", [await ask(makeService("healthy", 0)).text()]);
   if (!findings) return await leaveOut(context, "vnu-jar cannot be had from npm");
   assertEquals(findings, []);
-}, lacks("java") ?? (!IS_FULL && "it takes long, FULL=1 runs it")));
+}, { unless: lacks("java") ?? (!IS_FULL && "it takes long, FULL=1 runs it") }));
 
 const CHROMIUM = ["chromium", "google-chrome"].map((name) => `/usr/bin/${name}`).find(isFile);
 const [LIGHT, DARK] = [{ colorScheme: "light" }, { colorScheme: "dark" }];
@@ -121,4 +121,4 @@ Deno.test(spec("Chromium and axe have nothing to complain of", async (context) =
   assertGreater(views[0].rules, 10, "axe has checked nothing");
   assertNotEquals(views.at(-4).background, views.at(-1).background, "dark is light");
   assertEquals(sheets, 1);
-}, !CHROMIUM && "chromium is not installed"));
+}, { unless: !CHROMIUM && "chromium is not installed" }));
