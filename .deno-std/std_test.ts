@@ -106,5 +106,6 @@ Deno.test("compile.ts makes the same bytes from two clones, or fails; it leaves 
   const granted = Object.entries(permissions).filter(([, names]) => names).toSorted();
   const rights = Object.entries(project.permissions.default);
   assertEquals(granted, rights.map(([name, names]) => [`allow_${name}`, names]).toSorted());
+  assert(atob(one).includes('"log_level":"ERROR"'), "--quiet keeps Deno from blocking on stderr");
   await assertRejects(() => compile("-R", "--nonsense"), Error, "--nonsense");
 });

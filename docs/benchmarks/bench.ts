@@ -8,14 +8,7 @@
  * over the rounds. `EXECUTABLE` and `CEILING_EXECUTABLE` name compiled forms in place of source runs.
  */
 import { makeProcessForm, SOURCE } from "../../.test/forms.ts";
-import {
-  endGuard,
-  lacks,
-  makeTempPath,
-  pathOf,
-  readOutput,
-  runProgram,
-} from "../../.test/programs.ts";
+import { lacks, makeTempPath, pathOf, readOutput, runProgram } from "../../.test/programs.ts";
 import { findFreePort, formatRequest, sendRaw } from "../../.test/requests.ts";
 import { launch, readResources, type Run } from "../../.test/run.ts";
 
@@ -203,15 +196,11 @@ async function benchmarkProbe(contender: Contender) {
   } else missing.push("GNU time, for the probe's cost");
 }
 
-try {
-  const contenders = await findContenders();
-  const version = (await readOutput([contenders[0]!.command[0]!, "--version"])).split("\n")[0];
-  console.log(`${version}; ${navigator.hardwareConcurrency} cores, ${ROUNDS} rounds\n`);
-  if (lacks("wrk")) missing.push("wrk, without which there is no load");
-  else await benchmarkRequests(contenders);
-  await benchmarkStart(contenders);
-  await benchmarkProbe(contenders[0]!);
-} finally {
-  await endGuard();
-}
+const contenders = await findContenders();
+const version = (await readOutput([contenders[0]!.command[0]!, "--version"])).split("\n")[0];
+console.log(`${version}; ${navigator.hardwareConcurrency} cores, ${ROUNDS} rounds\n`);
+if (lacks("wrk")) missing.push("wrk, without which there is no load");
+else await benchmarkRequests(contenders);
+await benchmarkStart(contenders);
+await benchmarkProbe(contenders[0]!);
 for (const what of missing) console.log(`missing: ${what}`);
