@@ -6,7 +6,7 @@ import { findFreePort, HAS_IPV6 } from "../.test/requests.ts";
 import { launch, spec, start } from "../.test/run.ts";
 import { waitUntil } from "../.test/waiting.ts";
 
-/** Gives a verdict on the service at this port. What it needs for that, it may write to the folder. */
+/** Gives a verdict on the service at this port. It may write what it needs to the folder. */
 type Probe = (port: number, folder: string) => Promise<number>;
 
 const CHECK_HTTP = "/usr/lib/nagios/plugins/check_http";
