@@ -2,8 +2,16 @@
  * The contract of `main.ts`: its functions with every table, in this process; then the black box,
  * which proves each mechanism once for each form of the service.
  */
-import { assert, assertAlmostEquals, assertEquals, assertMatch, assertThrows } from "@std/assert";
-import { CONTRACT_FORMS, SOURCE, wrapForm } from "./.test/forms.ts";
+import {
+  assert,
+  assertAlmostEquals,
+  assertArrayIncludes,
+  assertEquals,
+  assertMatch,
+  assertObjectMatch,
+  assertThrows,
+} from "@std/assert";
+import { FORMS, SOURCE, wrapForm } from "./.test/forms.ts";
 import { makeTempPath, runProgram } from "./.test/programs.ts";
 import {
   connect,
@@ -13,7 +21,7 @@ import {
   sendHttp2,
   sendRaw,
 } from "./.test/requests.ts";
-import { bindSpec, DEFAULTS, launch, leaveOut, share, start } from "./.test/run.ts";
+import { bindSpec, DEFAULTS, launch, share, start } from "./.test/run.ts";
 import { waitFor, waitUntil } from "./.test/waiting.ts";
 import { type Config, createClock, createLogger, handle, main, parseConfig } from "./main.ts";
 import type { Service } from "./main.ts";
@@ -21,16 +29,17 @@ import project from "./deno.json" with { type: "json" };
 
 // ---- Configuration and time ----
 
-/** Each variable, its default, and what is allowed: these words, or numbers up to this one. */
-const VARIABLES: [keyof Config, string | number, string[] | number][] = [
-  ["HOST", "0.0.0.0", ["0.0.0.0", "::", "127.0.0.1", "::1", "localhost"]],
-  ["PORT", 5000, 65535],
-  ["LOG_LEVEL", "info", ["debug", "info", "warn", "error"]],
-  ["LOG_FORMAT", "json", ["json", "text"]],
-  ["TRUST_PROXY", 0, 16],
-  ["DRAIN_SECONDS", 0, 300],
-  ["SHUTDOWN_SECONDS", 8, 300],
-];
+/** What each variable is by default, and what is allowed: these words, or numbers up to this one. */
+const VARIABLES: Partial<Record<keyof Config, { fallback: unknown; allowed: string[] | number }>> =
+  {
+    HOST: { fallback: "0.0.0.0", allowed: ["0.0.0.0", "::", "127.0.0.1", "::1", "localhost"] },
+    PORT: { fallback: 5000, allowed: 65535 },
+    LOG_LEVEL: { fallback: "info", allowed: ["debug", "info", "warn", "error"] },
+    LOG_FORMAT: { fallback: "json", allowed: ["json", "text"] },
+    TRUST_PROXY: { fallback: 0, allowed: 16 },
+    DRAIN_SECONDS: { fallback: 0, allowed: 300 },
+    SHUTDOWN_SECONDS: { fallback: 8, allowed: 300 },
+  };
 
 function describeAllowed(allowed: string[] | number): string {
   return typeof allowed === "number" ? `a whole number from 0 to ${allowed}` : allowed.join(", ");
@@ -40,24 +49,28 @@ function parse(env: Record<string, string>, isTerminal = false): Config {
   return parseConfig(new Map(Object.entries(env)), isTerminal);
 }
 
-Deno.test("parseConfig() gives every default where variables are unset or empty", () => {
-  const defaults = Object.fromEntries(VARIABLES);
-  assertEquals<object>(parse({}), defaults);
-  const names = [...Object.keys(defaults), "DENO_SERVE_ADDRESS", "DENO_TRUST_PROXY_HEADERS"];
-  assertEquals<object>(parse(Object.fromEntries(names.map((name) => [name, ""]))), defaults);
+Deno.test("parseConfig() takes an empty variable as unset, and on a terminal has text", () => {
+  const names = [...Object.keys(DEFAULTS), "DENO_SERVE_ADDRESS", "DENO_TRUST_PROXY_HEADERS"];
+  assertEquals(parse(Object.fromEntries(names.map((name) => [name, ""]))), DEFAULTS);
+  assertEquals(parse({}, true), { ...DEFAULTS, LOG_FORMAT: "text" });
+  assertEquals(parse({ LOG_FORMAT: "json" }, true), DEFAULTS);
 });
 
-Deno.test("parseConfig() has text as the default of LOG_FORMAT on a terminal", () => {
-  assertEquals(parse({}, true), { ...parse({}), LOG_FORMAT: "text" });
-  assertEquals(parse({ LOG_FORMAT: "json" }, true), parse({}));
-});
-
-for (const [name, , allowed] of VARIABLES) {
+for (const [name, { fallback, allowed }] of Object.entries(VARIABLES)) {
   Deno.test(`parseConfig() takes what is allowed for ${name}, and says it of all else`, () => {
-    const [good, bad] = typeof allowed === "number"
-      ? [["0", "1", `${allowed}`], [`${allowed + 1}`, "-1", "1.5", "0x1", " 1", "1e1", "000001"]]
-      : [allowed, ["other", "0", ` ${allowed[0]}`, `${allowed[0]}x`, "INFO", "10.0.0.1"]];
-    for (const value of good) assertEquals(String(parse({ [name]: value })[name]), value);
+    const read = (text: string) =>
+      Object.entries(parse({ [name]: text })).find(([n]) => n === name);
+    assertEquals(read(""), [name, fallback]);
+    if (typeof allowed === "number") {
+      for (const n of [0, 1, allowed]) assertEquals(read(`${n}`), [name, n]);
+    } else {
+      for (const word of allowed) {
+        assertEquals([read(word), read(word.toUpperCase())], [[name, word], [name, word]]);
+      }
+    }
+    const bad = typeof allowed === "number"
+      ? [`${allowed + 1}`, "-1", "1.5", "0x1", " 1", "1e1", "000001"]
+      : ["other", "0", ` ${allowed[0]}`, `${allowed[0]}x`, "warning", "10.0.0.1"];
     for (const value of bad) {
       const { message } = assertThrows(() => parse({ [name]: value }), RangeError);
       assertEquals(message, `${name}="${value}": allowed is ${describeAllowed(allowed)}`);
@@ -68,18 +81,20 @@ for (const [name, , allowed] of VARIABLES) {
 const NOON = "2026-01-07T12:00:00.000Z";
 
 for (
-  const [uptime, uptime_seconds, uptime_human] of [
-    [0, 0, "0 hours, 0 minutes"],
-    [59_999.9, 59, "0 hours, 0 minutes"],
-    [60_000, 60, "0 hours, 1 minute"],
-    [3_660_000, 3660, "1 hour, 1 minute"],
-    [7_199_999, 7199, "1 hour, 59 minutes"],
-    [49 * 3_600_000, 176_400, "49 hours, 0 minutes"],
-  ] as const
+  const { uptime, uptime_seconds, uptime_human } of [
+    { uptime: 0, uptime_seconds: 0, uptime_human: "0 hours, 0 minutes" },
+    { uptime: 59_999.9, uptime_seconds: 59, uptime_human: "0 hours, 0 minutes" },
+    { uptime: 60_000, uptime_seconds: 60, uptime_human: "0 hours, 1 minute" },
+    { uptime: 3_660_000, uptime_seconds: 3660, uptime_human: "1 hour, 1 minute" },
+    { uptime: 7_199_999, uptime_seconds: 7199, uptime_human: "1 hour, 59 minutes" },
+    { uptime: 49 * 3_600_000, uptime_seconds: 176_400, uptime_human: "49 hours, 0 minutes" },
+  ]
 ) {
   Deno.test(`createClock() says an uptime of ${uptime} ms as ${uptime_human}`, () => {
     const { describe, monotonic } = createClock(() => Date.parse(NOON), () => uptime);
-    assertEquals(describe(), { uptime_seconds, uptime_human, current_time: NOON, timezone: "UTC" });
+    const facts = { uptime_seconds, uptime_human, current_time: NOON, timezone: "UTC" };
+    assertObjectMatch(describe(), facts);
+    assertObjectMatch(JSON.parse(describe().json), facts);
     assertEquals(monotonic(), uptime);
   });
 }
@@ -94,24 +109,28 @@ Deno.test("createClock() keeps what it tells for a millisecond, and no longer", 
 
 // ---- Answers ----
 
-const SYSTEM_JSON =
-  '{"hostname":"my-laptop","platform":"Linux","platform_version":"6.8.0-45-generic",' +
-  '"architecture":"x86_64","cpu_count":8,"deno_version":"2.9.6"}';
-const SYSTEM: Service["system"] = JSON.parse(SYSTEM_JSON);
+const SYSTEM = { hostname: "my-laptop", platform: "Linux", cpu_count: 8 };
 
 /** A service at noon that has run for so many milliseconds, and the log lines it writes. */
 function makeService(config: Partial<Config> = {}, uptime = 0) {
   const time = { uptime };
   const clock = createClock(() => Date.parse(NOON) + time.uptime - uptime, () => time.uptime);
   const { log, readLines } = makeLogger(takeAll, { LOG_LEVEL: "debug", ...config }, clock);
-  const parts = { config: { ...DEFAULTS, ...config }, system: SYSTEM, clock, log };
-  const service: Service = { ...parts, status: "healthy" };
+  const system = JSON.stringify(SYSTEM);
+  const service: Service = {
+    config: { ...DEFAULTS, ...config },
+    system,
+    clock,
+    log,
+    status: "healthy",
+  };
   return { service, time, readLines };
 }
 
-/** The same service, where this happens once a request has come to `GET /`. */
+/** The same service, where this happens while it answers `GET /`. */
 function interrupt(service: Service, happen: () => void): Service {
-  return Object.defineProperty({ ...service }, "system", { get: () => (happen(), SYSTEM) });
+  const { system } = service;
+  return Object.defineProperty({ ...service }, "system", { get: () => (happen(), system) });
 }
 
 function fail(): never {
@@ -126,14 +145,16 @@ function makeRequest(words = "GET /", headers: HeadersInit = {}): Request {
   return { url, method, headers: fields } as Request;
 }
 
-function ask(service: Service, request = makeRequest(), hostname = "192.0.2.1"): Response {
+const PEER = "192.0.2.1";
+
+function ask(service: Service, request = makeRequest(), hostname = PEER): Response {
   return handle(service, request, { remoteAddr: { hostname } });
 }
 
 /** Asks a new service, and gives its answer and the log line. */
-async function exchange(request: Request, config: Partial<Config> = {}, hostname?: string) {
+async function exchange(request: Request, config: Partial<Config> = {}, peer = PEER) {
   const { service, readLines } = makeService(config);
-  const response = ask(service, request, hostname);
+  const response = ask(service, request, peer);
   const [body, [line]] = [await response.text(), await readLines()];
   return { status: response.status, headers: Object.fromEntries(response.headers), body, line };
 }
@@ -149,22 +170,34 @@ const BODIES: Record<number, string> = {
   500: '{"error":"Internal Server Error","message":"An unexpected error occurred"}\n',
 };
 
-Deno.test("handle() answers GET / with exactly these bytes, and logs when it ended", async () => {
+Deno.test("handle() answers GET / with these parts in this order, and logs when it ended", async () => {
   const { service, readLines, time } = makeService({}, 3_600_999);
   const busy = interrupt(service, () => time.uptime += 12.34567);
   const response = ask(busy, makeRequest("GET /?x", { "user-agent": "curl/8.5.0" }));
-  assertEquals(response.status, 200);
+  const body = await response.text();
+  const { service: about, system, runtime, request, endpoints } = JSON.parse(body);
   assertEquals(
-    await response.text(),
-    `{"service":{"name":"devops-info-service","version":"${project.version}",` +
-      `"description":"DevOps course info service","framework":"Deno.serve"},` +
-      `"system":${SYSTEM_JSON},` +
-      `"runtime":{"uptime_seconds":3600,"uptime_human":"1 hour, 0 minutes",` +
-      `"current_time":"2026-01-07T12:00:00.000Z","timezone":"UTC"},` +
-      `"request":{"client_ip":"192.0.2.1","user_agent":"curl/8.5.0","method":"GET","path":"/"},` +
-      `"endpoints":[{"path":"/","method":"GET","description":"Service information"},` +
-      `{"path":"/health","method":"GET","description":"Health check"}]}\n`,
+    body,
+    JSON.stringify({ service: about, system, runtime, request, endpoints }) + "\n",
   );
+  assertObjectMatch(about, {
+    name: "devops-info-service",
+    version: project.version,
+    description: "DevOps course info service",
+    framework: "Deno.serve",
+  });
+  assertEquals(system, SYSTEM);
+  assertEquals(runtime.uptime_human, "1 hour, 0 minutes");
+  assertEquals(Object.entries(request), [
+    ["client_ip", PEER],
+    ["user_agent", "curl/8.5.0"],
+    ["method", "GET"],
+    ["path", "/"],
+  ]);
+  assertArrayIncludes(endpoints, [
+    { path: "/", method: "GET", description: "Service information" },
+    { path: "/health", method: "GET", description: "Health check" },
+  ]);
   const [{ time: ended, duration_ms }] = await readLines();
   assertEquals([ended, duration_ms], ["2026-01-07T12:00:00.012Z", 12.346]);
 });
@@ -176,7 +209,7 @@ for (const [status, code] of [["healthy", 200], ["unhealthy", 503], ["draining",
     const response = ask(service, makeRequest("GET /health"));
     const body = `{"status":"${status}","timestamp":"${NOON}","uptime_seconds":3600}\n`;
     assertEquals([response.status, await response.text()], [code, body]);
-    assertEquals((await readLines())[0].level, code === 200 ? "debug" : "error");
+    assertEquals((await readLines())[0].level, code === 200 ? "debug" : "warn");
   });
 
   Deno.test(`handle() says in every answer whether the connection closes when ${status}`, () => {
@@ -193,25 +226,6 @@ for (const [status, code] of [["healthy", 200], ["unhealthy", 503], ["draining",
     for (const { headers } of answers) assertEquals(headers.get("connection"), expected);
   });
 }
-
-Deno.test("handle() shows what the facts contain now, as JSON and on the page", async () => {
-  const { service, time } = makeService();
-  await ask(service).text(); // no part of it may be kept
-  const system = { ...SYSTEM, new_fact: "of <system>" };
-  const describe = () => ({ ...service.clock.describe(), other_fact: "of runtime" });
-  const extended = { ...service, system, clock: { ...service.clock, describe } };
-  for (const agent of ["1", "2"]) {
-    time.uptime++;
-    const read = (accept: string) =>
-      ask(extended, makeRequest("GET /", { accept, "user-agent": agent })).text();
-    const { system, runtime, request } = JSON.parse(await read("*/*"));
-    assertEquals([system, runtime], [extended.system, describe()]);
-    assertEquals([runtime.current_time.slice(-5), request.user_agent], [`.00${agent}Z`, agent]);
-    const page = await read("text/html");
-    assertMatch(page, /<dt>New fact<\/dt><dd>of &#60;system&#62;<\/dd>/);
-    assertMatch(page, /<dt>Other fact<\/dt><dd>of runtime<\/dd>/);
-  }
-});
 
 /** Status and level of requests. Deno hands `OPTIONS *` over as `OPTIONS /*`. */
 const ROUTING: [number, string, string[]][] = [
@@ -250,23 +264,29 @@ function spread<Key, Value, Item>([key, value, items]: readonly [Key, Value, rea
 }
 
 /** What `GET /` is by Accept; one of 1,000 characters does not count. */
-const ACCEPTS: ["json" | "html", string, (string | undefined)[]][] = [
-  ["html", "preferred", [BROWSER, "text/html", "text/*", "application/json;q=0.5, text/html"]],
-  ["html", "999 characters", [`text/html, x/${"y".repeat(999 - 13)}`]],
-  ["json", "1000 characters", [`text/html, x/${"y".repeat(1000 - 13)}`]],
-  ["json", "preferred", ["application/json", "text/html;q=0.5, application/json"]],
-  ["json", "equal", ["*/*", "application/*, text/html;q=0.9", undefined, ""]],
-  ["json", "no HTML", ["text/html;q=0", "image/png", "nonsense"]],
-];
+const ACCEPTS: Record<"html" | "json", (string | undefined)[]> = {
+  html: [
+    ...[BROWSER, "text/html", "Text/HTML", "text/html, */*", "application/json;q=0.5, text/html"],
+    `text/html, x/${"y".repeat(999 - 13)}`,
+  ],
+  json: [
+    ...["application/json", "text/html;q=0.5, application/json", "text/html;q=0", "image/png"],
+    ...["*/*", "application/*, text/html;q=0.9", undefined, "", "nonsense"],
+    ...["text/*", "text/plain, text/*, */*"], // whoever wants a page names text/html
+    `text/html, x/${"y".repeat(1000 - 13)}`,
+  ],
+};
 
-for (const [type, why, accept] of ACCEPTS.flatMap(spread)) {
-  Deno.test(`handle() answers GET / by ${type}, ${why}: ${accept?.slice(0, 50)}`, async () => {
-    const request = makeRequest("GET /", accept === undefined ? {} : { accept });
-    const { headers, body } = await exchange(request);
-    const expected = { ...COMMON, "content-type": TYPES[type], vary: "accept" };
-    assertEquals({ ...headers, ...expected }, headers);
-    assertMatch(body, type === "json" ? /^\{.*\}\n$/ : /^<!doctype html>/);
-  });
+for (const type of ["html", "json"] as const) {
+  for (const accept of ACCEPTS[type]) {
+    Deno.test(`handle() answers GET / by ${type} to Accept: ${accept?.slice(0, 50)}`, async () => {
+      const request = makeRequest("GET /", accept === undefined ? {} : { accept });
+      const { headers, body } = await exchange(request);
+      const expected = { ...COMMON, "content-type": TYPES[type], vary: "accept" };
+      assertEquals({ ...headers, ...expected }, headers);
+      assertMatch(body, type === "json" ? /^\{.*\}\n$/ : /^<!doctype html>/);
+    });
+  }
 }
 
 for (
@@ -288,17 +308,20 @@ for (
   });
 }
 
-const GOOD_HOSTS = "x x:80 x:65535 x:0 x: %41 a%1f xn--caf-dma.example a_b a-b.c~d [::1] " +
-  "[::1]:5000 [2001:DB8::7] [::ffff:192.0.2.7]";
+/** What has only characters of a host and a port; probers do send IPv6 without brackets. */
+const GOOD_HOSTS = [
+  ..."x x:80 x:0 x: %41 a%1f xn--caf-dma.example a_b a-b.c~d [::1] [::1]:5000".split(" "),
+  ..."[2001:DB8::7] [::ffff:192.0.2.7] ::1 ::1:5000 :80".split(" "),
+  "",
+];
 const BAD_HOSTS = [
-  ..."x/health? x? x# x/health %41/x user@x user:password@x http://x \\x x<y \xe9 a%1".split(" "),
-  ..."a%zz a% ::1 :80 x:80:80 x:port x:99999 x:65536 x:123456 [::1 [::1]x [::1]:99999".split(" "),
-  ...["[zz]", "[:::::]", "[]", "a b", ""],
+  ..."x/health? x? x# x/health %41/x user@x user:password@x http://x \\x x<y \xe9".split(" "),
+  "a b",
 ];
 
-for (const host of GOOD_HOSTS.split(" ")) {
+for (const host of GOOD_HOSTS) {
   Deno.test(`handle() answers 200 to Host: ${host}`, async () => {
-    assertEquals((await exchange(makeRequest("GET /", { host }))).status, 200);
+    assertEquals((await exchange(makeRequest("GET /health", { host }))).status, 200);
   });
 }
 
@@ -312,44 +335,64 @@ for (const host of BAD_HOSTS) {
   });
 }
 
-/** Proxies, the address that is shown, and X-Forwarded-For. The peer is 192.0.2.1. */
-const FORWARDED: [number, string, string[]][] = [
-  [0, "192.0.2.1", ["203.0.113.7"]],
-  [1, "203.0.113.7", ["203.0.113.7", "198.51.100.9, 203.0.113.7"]],
-  [2, "198.51.100.9", ["198.51.100.9, 203.0.113.7", "x, 198.51.100.9:1 ,203.0.113.7:2"]],
-  [2, "192.0.2.1", ["203.0.113.7", "203.0.113.7, , 198.51.100.9"]], // an empty element counts
-  [2, "203.0.113.7", [`203.0.113.7,${"x".repeat(1000 - 12)}`]],
-  [2, "192.0.2.1", [`203.0.113.7,${"x".repeat(1001 - 12)}`]], // 1,000 characters count
-  [16, "192.0.2.1", [",".repeat(60_000)]],
-  // one spelling of one address, without port
-  [1, "203.0.113.7", ["203.0.113.7:5", "203.0.113.7:54321", "::FFFF:203.0.113.7"]],
-  [1, "2001:db8::7", ["2001:db8::7", "2001:0DB8:0000:0:0000:0000:0000:0007", "[2001:db8::7]"]],
-  [1, "2001:db8::7", ["[2001:db8::7]:443", "[2001:DB8::0:7]:443"]],
-  [1, "192.0.2.7", ["::ffff:c000:207", "0:0:0:0:0:ffff:c000:0207", "[::ffff:192.0.2.7]:80"]],
-  [1, "0.0.0.0", ["::ffff:0:0"]],
-  [1, "255.255.255.255", ["::ffff:ffff:ffff"]],
-  [1, "::1", ["::1"]],
+/** The address that is shown, by the number of proxies and X-Forwarded-For. */
+const FORWARDED = [
+  { proxies: 0, shown: PEER, fields: ["203.0.113.7"] },
+  { proxies: 1, shown: "203.0.113.7", fields: ["203.0.113.7", "198.51.100.9, 203.0.113.7"] },
+  {
+    proxies: 2,
+    shown: "198.51.100.9",
+    fields: ["198.51.100.9, 203.0.113.7", "x, 198.51.100.9:1 ,y"],
+  },
+  { proxies: 2, shown: PEER, fields: ["203.0.113.7", "203.0.113.7, , 198.51.100.9"] },
+  // 1,000 characters count, and a longer field loses what may be cut
+  { proxies: 2, shown: "203.0.113.7", fields: [`203.0.113.7,${"x".repeat(1000 - 12)}`] },
+  { proxies: 2, shown: PEER, fields: [`203.0.113.7,${"x".repeat(1001 - 12)}`] },
+  { proxies: 16, shown: PEER, fields: [",".repeat(60_000)] },
+  // as the proxy wrote it, but without port and brackets
+  { proxies: 1, shown: "203.0.113.7", fields: ["203.0.113.7:54321", "::FFFF:203.0.113.7"] },
+  {
+    proxies: 1,
+    shown: "2001:DB8::7",
+    fields: ["2001:DB8::7", "[2001:DB8::7]", "[2001:DB8::7]:443"],
+  },
+  { proxies: 1, shown: "192.0.2.7", fields: ["[::ffff:192.0.2.7]:80"] },
+  { proxies: 1, shown: "::1", fields: ["::1"] },
   // no address
-  [1, "192.0.2.1", ["", "198.51.100.9, garbage", "unknown, ", "203.0.113.7, ", ",".repeat(60_000)]],
-  [1, "192.0.2.1", ["203.0.113.7:", "203.0.113.7:123456", "203.0.113.7:http", "203.0.113.256"]],
-  [1, "192.0.2.1", ["203.0.113", "203.0.113.7.8", "203..113.7", "203.0.113.007", "0xcb.0.113.7"]],
-  [1, "192.0.2.1", ["[203.0.113.7]:80", "[2001:db8::7", "[2001:db8::7]x", "2001:db8::7::1"]],
-  [1, "192.0.2.1", ["2001:db8::7%eth0", "12345::", "::1]/["]],
+  { proxies: 1, shown: PEER, fields: ["", "198.51.100.9, garbage", "unknown", "203.0.113.7, "] },
+  { proxies: 1, shown: PEER, fields: ["203.0.113.7:", "203.0.113.7:http", "0xcb.0.113.7"] },
+  { proxies: 1, shown: PEER, fields: ["[2001:db8::7", "[2001:db8::7]x", "2001:db8::7%eth0"] },
 ];
 
-for (const [proxies, expected, forwarded] of FORWARDED.flatMap(spread)) {
-  const header = `X-Forwarded-For: ${forwarded.slice(0, 40)}`;
-  Deno.test(`handle() sees ${expected} through ${proxies} proxies and ${header}`, async () => {
-    const request = makeRequest("GET /", { "x-forwarded-for": forwarded });
-    const { body, line } = await exchange(request, { TRUST_PROXY: proxies });
-    assertEquals([JSON.parse(body).request.client_ip, line.client_ip], [expected, expected]);
-  });
+for (const { proxies, shown, fields } of FORWARDED) {
+  for (const field of fields) {
+    const header = `X-Forwarded-For: ${field.slice(0, 40)}`;
+    Deno.test(`handle() sees ${shown} through ${proxies} proxies and ${header}`, async () => {
+      const request = makeRequest("GET /", { "x-forwarded-for": field });
+      const { body, line } = await exchange(request, { TRUST_PROXY: proxies });
+      assertEquals([JSON.parse(body).request.client_ip, line.client_ip], [shown, shown]);
+    });
+  }
 }
 
-Deno.test("handle() shows a peer by the one spelling of its address", async () => {
-  const read = async (peer: string) => (await exchange(makeRequest(), {}, peer)).line.client_ip;
-  assertEquals(await read("::ffff:192.0.2.1"), "192.0.2.1"); // of a dual-stack socket
-  assertEquals(await read("2001:DB8:0::1"), "2001:db8::1");
+Deno.test("handle() shows IPv4 of a dual-stack socket as IPv4", async () => {
+  const { line } = await exchange(makeRequest(), {}, "::ffff:192.0.2.1");
+  assertEquals(line.client_ip, "192.0.2.1");
+});
+
+Deno.test("handle() logs X-Forwarded-For as it came, at LOG_LEVEL=debug alone", async () => {
+  const field = `${"x".repeat(2000)}, 198.51.100.9`;
+  const request = makeRequest("GET /", { "x-forwarded-for": field });
+  const { line } = await exchange(request);
+  assertEquals(line.forwarded_for, field.slice(-1000));
+  for (
+    const { line } of [
+      await exchange(makeRequest()),
+      await exchange(request, { LOG_LEVEL: "info" }),
+    ]
+  ) {
+    assertEquals("forwarded_for" in line, false);
+  }
 });
 
 for (const length of [0, 1000, 1001, 60_000]) {
@@ -373,15 +416,94 @@ Deno.test("handle() answers 500 with nothing of the cause, which goes to the log
   assertMatch(error, /the cause\n +at /, "with its stack");
 });
 
+// ---- Page ----
+
+/** What a client sends that tries to end its element, or an attribute. */
+const MARKUP = `"' onclick='</dd><script>alert("x")</script><style>* {} &lt; &#60;`;
+
+function readPage(service: Service, words = "GET /"): Promise<string> {
+  return ask(service, makeRequest(words, { accept: BROWSER, "user-agent": MARKUP })).text();
+}
+
+/** What the group of a pattern finds in HTML, as text. */
+function findAll(html: string, pattern: RegExp): string[] {
+  const decode = (_: string, code: string) => String.fromCharCode(Number(code));
+  return Array.from(html.matchAll(pattern), ([, text]) => text!.replace(/&#(\d+);/g, decode));
+}
+
+/** The keys and the values of JSON, in their order; a list has no keys. */
+function flatten(value: unknown): { keys: string[]; values: string[] } {
+  if (!(value instanceof Object)) return { keys: [], values: [String(value)] };
+  const parts = Object.entries(value).map(([key, value]) => ({ key, ...flatten(value) }));
+  const isList = Array.isArray(value);
+  return {
+    keys: parts.flatMap(({ key, keys }) => isList ? keys : [key, ...keys]),
+    values: parts.flatMap(({ values }) => values),
+  };
+}
+
+Deno.test("the page shows what the JSON has, by its keys, and escapes it", async () => {
+  const { service } = makeService();
+  const html = await readPage(service);
+  const { keys, values } = flatten(JSON.parse(await readPage(service, "GET /?format=json")));
+  assert(values.includes(MARKUP));
+  assertEquals(findAll(html, /<dt>([^<]*)<\/dt>/g), keys);
+  assertEquals(findAll(html, /<dd>(?:<a [^<>]*>)?([^<>"']*)(?:<\/a>)?<\/dd>/g), values);
+});
+
+Deno.test("the page links to all routes, and to the JSON, below a proxy's prefix, too", async () => {
+  const { service } = makeService();
+  const { endpoints } = JSON.parse(await readPage(service, "GET /?format=json"));
+  const links = findAll(await readPage(service), /<a href="(.*?)">/g)
+    .map((link) => new URL(link, "http://x/prefix/").href.replace("http://x/prefix", ""));
+  const paths = endpoints.map(({ path }: { path: string }) => path);
+  assertEquals(new Set(links), new Set([...paths, "/?format=json"])); // one may come twice
+});
+
+for (const [status, mark] of Object.entries({ healthy: "✓", unhealthy: "✗", draining: "↓" })) {
+  Deno.test(`the page tells in its title and banner that it is ${status}`, async () => {
+    const { service } = makeService();
+    const html = await readPage(Object.assign(service, { status }));
+    assertMatch(html, new RegExp(`<title>${mark} devops-info-service: ${status}</title>`));
+    assertMatch(html, new RegExp(`<strong>${mark} ${status}\\.</strong>`));
+    const [icon = ""] = findAll(html, /<link rel="icon" href="(.*?)">/g);
+    assertEquals(new URL(icon).hash, "", "it would end at a # of its color");
+  });
+}
+
+Deno.test("the page may load its own style and nothing else", async () => {
+  const { headers } = await exchange(makeRequest("GET /", { accept: BROWSER }));
+  assertEquals(
+    headers["content-security-policy"],
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; " +
+      "form-action 'none'; frame-ancestors 'none'",
+  );
+  assertEquals(headers["referrer-policy"], "no-referrer");
+});
+
+for (const query of ["?format=json", "?format=html", "?format=", "?format", "?x=json"]) {
+  const type = query === "?format=json" ? "json" : "html";
+  Deno.test(`handle() answers GET /${query} by ${type} to a browser`, async () => {
+    const request = makeRequest(`GET /${query}`, { accept: BROWSER });
+    const { status, headers, line } = await exchange(request);
+    assertEquals([status, headers["content-type"], line.path], [200, TYPES[type], "/"]);
+  });
+}
+
 // ---- Logs ----
 
 type Sink = (bytes: Uint8Array) => number | Promise<number>;
 
 const takeAll: Sink = (bytes) => bytes.length;
+const loggers: Service["log"][] = [];
+
+Deno.test.afterEach(async () => {
+  for (const log of loggers.splice(0)) await log.flush(20_000); // leave no timer behind
+});
 
 /** A logger, at noon where no clock is given, and what it has written. */
 function makeLogger(
-  sink = takeAll,
+  sink: Sink = takeAll,
   config: Partial<Config> = {},
   clock = createClock(() => Date.parse(NOON), () => 0),
 ) {
@@ -392,6 +514,7 @@ function makeLogger(
     text += decoder.decode(bytes.subarray(0, length), { stream: true });
     return length;
   });
+  loggers.push(log);
   const readText = async (milliseconds = 20_000) => {
     await waitFor(log.flush(milliseconds), "the end of a flush");
     return text;
@@ -451,27 +574,21 @@ for (const [index, LOG_LEVEL] of LEVELS.entries()) {
   });
 }
 
-Deno.test("createLogger() writes whole lines, and more at once where much was taken", async () => {
-  let writes: Uint8Array[] = [];
+Deno.test("createLogger() writes all at once, after a failure what a pipe takes whole", async () => {
+  const sizes: number[] = [];
   let failures = 0;
-  const { log, readText, readLines } = makeLogger((bytes) => {
+  const { log, readLines } = makeLogger((bytes) => {
     if (failures-- > 0) throw new Deno.errors.WouldBlock();
-    return writes.push(bytes) && bytes.length;
+    sizes.push(bytes.length);
+    return bytes.length;
   });
-  const isSmall = ({ length }: Uint8Array) => length <= 4096;
-  const isWhole = (bytes: Uint8Array) => bytes.at(-1) === 10;
-  log.write("info", "x".repeat(10_000)); // more than a pipe takes whole
-  fill(log, 1, 1000); // some 570 kB
-  await readText();
-  assertAlmostEquals(writes.filter(isSmall).length * 4096, 128 * 1024, 20_000);
-  assert(writes.length < 60 && writes.slice(2).every(isWhole));
+  fill(log, 0, 500); // some 285 kB
+  await readLines();
+  assertEquals(sizes.length, 1);
   failures = 1;
-  fill(log, 1000, 1001);
-  await readText();
-  writes = [];
-  fill(log, 1001, 2000);
-  assertEquals((await readLines()).slice(1).map(({ n }) => n), range(1, 2000));
-  assert(writes.every((bytes) => isSmall(bytes) && isWhole(bytes)));
+  fill(log, 500, 1000);
+  assertEquals((await readLines()).map(({ n }) => n), range(0, 1000));
+  assert(sizes.slice(1).every((size) => size <= 4096));
 });
 
 for (const reader of ["does not read", "is gone"]) {
@@ -525,21 +642,15 @@ Deno.test("main() prints version and help, whatever the environment is", async (
   assertEquals(await runMain(["--version"], fail), { code: 0, stdout: `${VERSION}\n`, stderr: "" });
   const { code, stdout, stderr } = await runMain(["--help"], fail);
   assertEquals([code, stderr], [0, ""]);
-  const [head, usage, environment, ...sections] = stdout.split("\n\n").map((section) => {
-    const lines = section.trimEnd().split("\n");
-    return lines.map((line) => line.trim().split(/ {2,}/)[0]);
-  });
-  assertEquals(head, [`${VERSION}: DevOps course info service`]);
-  assertEquals(usage, [USAGE, "no argument", "--health", "--version", "--help"]);
-  const describe = (fallback: unknown, allowed: string) => `${allowed} (default ${fallback})`;
-  assertEquals(environment, [
-    "Environment:",
-    ...VARIABLES.flatMap(([name, ...rest]) => [name, describe(rest[0], describeAllowed(rest[1]))]),
-  ]);
-  assertEquals(sections, [
-    ["Signals:", "SIGTERM, SIGINT", "SIGUSR2"],
-    ["Exit codes:", "0", "1", "2", "130, 143"],
-  ]);
+  assert(stdout.startsWith(`${VERSION}: DevOps course info service\n\n${USAGE}\n`));
+  for (const [name, { fallback, allowed }] of Object.entries(VARIABLES)) {
+    const text = `${describeAllowed(allowed)} (default ${fallback})`;
+    assertMatch(stdout, new RegExp(`\n  ${name} .*\n {20}${RegExp.escape(text)}\n`));
+  }
+  for (const name of Object.keys(DEFAULTS)) assert(stdout.includes(`\n  ${name} `), name);
+  for (const word of ["--health", "SIGINT, SIGTERM", "SIGUSR2", "128 + N"]) {
+    assert(stdout.includes(`  ${word}`));
+  }
 });
 
 Deno.test("main() exits even if what it writes fails or hangs", async () => {
@@ -557,7 +668,12 @@ for (const args of [["--nonsense"], ["--help", "--version"], ["--health", "x"], 
 // ---- The black box ----
 
 /** Addresses to listen on, and which of them a client then reaches. */
-const HOSTS = ["0.0.0.0 127.0.0.1", ":: 127.0.0.1 ::1", "::1 ::1", "localhost localhost"];
+const HOSTS = {
+  "0.0.0.0": ["127.0.0.1"],
+  "::": ["127.0.0.1", "::1"],
+  "::1": ["::1"],
+  localhost: ["localhost"],
+};
 
 /** What the service may do, and what Deno must refuse it. */
 const ALLOWED = ["Deno.env.get('PORT')", "Deno.hostname()", "Deno.osRelease()"];
@@ -582,14 +698,21 @@ Deno.test("source: Deno refuses the service what it does not need", async () => 
   ]);
 });
 
-Deno.test("source: a missing permission: one line, exit 2", async () => {
-  const form = wrapForm(SOURCE, (command) => command.toSpliced(2, 0, "--deny-env=PORT"));
-  await using service = await launch(form);
-  assertEquals(await service.waitForCode(), 2);
-  assertMatch(service.stderr, /^.*"PORT".*\n$/);
-});
+for (
+  const [flag, what] of Object.entries({
+    "--deny-env=PORT": "PORT",
+    "--deny-sys=hostname": "hostname",
+  })
+) {
+  Deno.test(`source: with ${flag}: one line that names deno.json, exit 2`, async () => {
+    const form = wrapForm(SOURCE, (command) => command.toSpliced(2, 0, flag));
+    await using service = await launch(form);
+    assertEquals(await service.waitForCode(), 2);
+    assertMatch(service.stderr, new RegExp(`^.*"${what}", see permissions in deno.json\n$`));
+  });
+}
 
-for (const form of CONTRACT_FORMS) {
+for (const form of FORMS) {
   const formSpec = bindSpec(form);
 
   Deno.test(formSpec("GET / says where it runs, and since when", async () => {
@@ -597,11 +720,11 @@ for (const form of CONTRACT_FORMS) {
     const read = async () => JSON.parse((await sendRaw(port, formatRequest("/"))).body);
     const { system, runtime } = await read();
     const platforms: Record<string, string> = { linux: "Linux", darwin: "Darwin" };
-    assertEquals(system, {
+    assertObjectMatch(system, {
       hostname: Deno.hostname(),
-      platform: platforms[Deno.build.os],
+      platform: platforms[Deno.build.os]!,
       platform_version: Deno.osRelease(),
-      architecture: form.isEmulated ? "aarch64" : Deno.build.arch,
+      architecture: Deno.build.arch,
       cpu_count: navigator.hardwareConcurrency,
       deno_version: form === SOURCE ? Deno.version.deno : system.deno_version,
     });
@@ -617,26 +740,36 @@ for (const form of CONTRACT_FORMS) {
   }));
 
   for (
-    const [request, expected, parts] of [
-      ...[["GET /health?x", 200], ["OPTIONS *", 204], ["get /", 405], ["BREW /", 405]] as const,
-      ...[["GET //health", 404], ["GET /%2e%2e/health", 404], ["GET /x/../health", 404]] as const,
+    const { request, gets, host, version } of [
+      { request: "GET /health?x", gets: 200 },
+      { request: "OPTIONS *", gets: 204 },
+      { request: "get /", gets: 405 },
+      { request: "BREW /", gets: 405 },
+      { request: "GET //health", gets: 404 },
+      { request: "GET /%2e%2e/health", gets: 404 },
+      { request: "GET /x/../health", gets: 404 },
       // HTTP/1 alone
-      ["GET http://other/health", 200, { host: "Host: x\r\n" }],
-      ["GET http://other/health", 400, { host: "Host: x?\r\n" }],
-      ["GET /nowhere", 400, { host: "Host: x/health?\r\n" }],
-      ["GET /health", 200, { host: "" }], // Deno does not say which HTTP/1 this is
-      ["GET /health", 200, { host: "", version: "HTTP/1.0" }],
-    ] as const
+      { request: "GET http://other/health", gets: 200, host: "Host: x\r\n" },
+      { request: "GET http://other/health", gets: 400, host: "Host: x?\r\n" },
+      { request: "GET /nowhere", gets: 400, host: "Host: x/health?\r\n" },
+      { request: "GET /health", gets: 200, host: "Host:\r\n" },
+      { request: "GET /health", gets: 200, host: "Host: ::1:5000\r\n" },
+      { request: "GET /health", gets: 200, host: "" }, // Deno does not say which HTTP/1 this is
+      { request: "GET /health", gets: 200, host: "", version: "HTTP/1.0" },
+    ]
   ) {
-    const how = parts ? Deno.inspect(parts) : "by HTTP/1.1 and HTTP/2";
-    Deno.test(formSpec(`${request} gets ${expected} ${how}`, async () => {
+    const how = host === undefined ? "by HTTP/1.1 and HTTP/2" : JSON.stringify({ host, version });
+    Deno.test(formSpec(`${request} gets ${gets} ${how}`, async () => {
       const { port } = await share(form);
       const [method = "", path = ""] = request.split(" ");
-      const answers = [await sendRaw(port, formatRequest(path, { method, ...parts }))];
-      if (!parts) answers.push(await sendHttp2(port, { ":method": method, ":path": path }));
+      const parts = { method, ...(host !== undefined && { host }), ...(version && { version }) };
+      const answers = [await sendRaw(port, formatRequest(path, parts))];
+      if (host === undefined) {
+        answers.push(await sendHttp2(port, { ":method": method, ":path": path }));
+      }
       for (const { status, headers, body } of answers) {
-        assertEquals([status, body], [expected, BODIES[expected] ?? body]);
-        assertEquals(body.includes("healthy"), expected === 200);
+        assertEquals([status, body], [gets, BODIES[gets] ?? body]);
+        assertEquals(body.includes("healthy"), gets === 200);
         assertEquals([headers.get("cache-control"), headers.get("connection")], ["no-store", null]);
       }
     }));
@@ -689,19 +822,21 @@ for (const form of CONTRACT_FORMS) {
     await service.waitForOutput(/"level":"info","msg":"request".*"client_ip":"198.51.100.9"/);
   }));
 
-  const hosts = HOSTS.map((row) => row.split(" "));
-  for (const [HOST = "", ...addresses] of form.isEmulated ? hosts.slice(0, 1) : hosts) {
+  for (const [HOST, addresses] of Object.entries(HOSTS)) {
+    const unless = HOST.includes("::") && !HAS_IPV6 && "this machine has no IPv6";
     Deno.test(formSpec(`HOST=${HOST} takes ${addresses} and shows it so`, async () => {
       await using service = await start(form, { HOST });
       for (const address of addresses) {
-        const { body } = await sendRaw(service.port, formatRequest("/"), address);
+        // as probers send it: over IPv6 some leave out the brackets
+        const request = formatRequest("/", { host: `Host: ${address}\r\n` });
+        const { body } = await sendRaw(service.port, request, address);
         const { client_ip } = JSON.parse(body).request;
         assertEquals(client_ip, address === "localhost" ? service.lines[0]!.address : address);
       }
-    }, HOST.includes("::") && !HAS_IPV6 && "this machine has no IPv6"));
+    }, { unless }));
   }
 
-  for (const args of form.isEmulated ? [[]] : [[], ["--health"]]) {
+  for (const args of [[], ["--health"]]) {
     Deno.test(formSpec(`bad variables ${args}: a line each, exit 2, and nothing else`, async () => {
       const env = { LOG_LEVEL: "a\nb\x9b", DENO_SERVE_ADDRESS: "b", DENO_TRUST_PROXY_HEADERS: "1" };
       await using service = await launch(form, { ...env, PORT: "http" }, args);
@@ -720,8 +855,8 @@ for (const form of CONTRACT_FORMS) {
     const odd = wrapForm(form, (command) => ["sh", "-c", script, ...command]);
     await using service = await launch(odd);
     assertEquals([await service.waitForCode(), service.stdout], [2, ""]);
-    assertEquals(service.stderr, 'PORT="\ufffd": allowed is a whole number from 0 to 65535\n');
-  }, form.isImage && "Docker takes no such value"));
+    assertMatch(service.stderr, /^.*not valid unicode.*\n$/);
+  }, { unless: form.isImage && "Docker takes no such value" }));
 
   Deno.test(formSpec("a port in use: one line, exit 1", async () => {
     using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
@@ -740,15 +875,6 @@ for (const form of CONTRACT_FORMS) {
     }));
   }
 
-  Deno.test(formSpec("nothing is compressed", async (context) => {
-    await using service = await start(form, { DENO_SERVE_AUTOMATIC_COMPRESSION: "1" });
-    const { system } = JSON.parse((await sendRaw(service.port, formatRequest("/"))).body);
-    if (system.deno_version.startsWith("2.7.")) return await leaveOut(context, "Deno 2.7 does");
-    const parts = { version: "HTTP/1.0", fields: "Accept-Encoding: gzip\r\n" };
-    const { headers } = await sendRaw(service.port, formatRequest("/", parts));
-    assertEquals([headers.get("content-encoding"), headers.get("vary")], [null, "accept"]);
-  }));
-
   Deno.test(formSpec("nothing is written to disk", async () => {
     const folder = makeTempPath("home");
     await Deno.mkdir(folder);
@@ -757,5 +883,5 @@ for (const form of CONTRACT_FORMS) {
     await sendRaw(service.port, formatRequest("/"));
     service.kill("SIGTERM");
     assertEquals([await service.waitForCode(), [...Deno.readDirSync(folder)]], [0, []]);
-  }, form.name !== "executable" && "Deno caches the source, and an image is read-only"));
+  }, { unless: form.name !== "executable" && "Deno caches the source; an image is read-only" }));
 }

@@ -40,6 +40,8 @@ export function spec(name: string, prove: Proof, ...options: [Options?] | Reason
   return {
     name: reason ? `${name} [left out: ${reason}]` : name,
     ignore: Boolean(reason),
+    sanitizeOps: false, // tests share a service
+    sanitizeResources: false,
     async fn(context: Deno.TestContext) {
       try {
         await prove(context);
