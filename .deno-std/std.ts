@@ -17,13 +17,17 @@ async function isCached(modules: readonly string[]): Promise<boolean> {
   }
 }
 
-async function canReachJsr(): Promise<boolean> {
+/** Why JSR cannot be reached, such as a certificate that is not trusted; nothing when it can. */
+async function findFault(): Promise<string | undefined> {
   try {
     const signal = AbortSignal.timeout(PATIENCE_MILLISECONDS);
-    const response = await fetch("https://jsr.io/@std/http/meta.json", { method: "HEAD", signal });
-    return response.ok;
-  } catch {
-    return false;
+    const { status } = await fetch("https://jsr.io/@std/http/meta.json", {
+      method: "HEAD",
+      signal,
+    });
+    return status === 200 ? undefined : `it answers ${status}`;
+  } catch (error) {
+    return String((error as Error).cause ?? error);
   }
 }
 
@@ -31,7 +35,8 @@ function print(output: typeof Deno.stdout | typeof Deno.stderr, line: string): v
   output.writeSync(new TextEncoder().encode(`${line}\n`));
 }
 
-if (!await isCached(Deno.args) && !await canReachJsr()) {
-  print(Deno.stderr, "JSR cannot be reached: std comes from npm (deno-std) instead");
+const fault = await isCached(Deno.args) ? undefined : await findFault();
+if (fault) {
+  print(Deno.stderr, `JSR cannot be reached: std comes from npm (deno-std) instead. ${fault}`);
   print(Deno.stdout, FROM_NPM);
 }

@@ -39,9 +39,15 @@ async function startProxy(port: number, status: number, pem: string) {
 }
 
 Deno.test(spec("std comes from npm where JSR is neither cached nor reachable", async (context) => {
-  const pem = await readOutput(OPENSSL.split(" "));
-  const DENO_CERT = makeTempPath("certificate");
-  await Deno.writeTextFile(DENO_CERT, pem);
+  const makeCertificate = async () => {
+    const [pem, file] = [await readOutput(OPENSSL.split(" ")), makeTempPath("certificate")];
+    await Deno.writeTextFile(file, pem);
+    return { pem, file };
+  };
+  const [{ pem, file: DENO_CERT }, { file: other }] = [
+    await makeCertificate(),
+    await makeCertificate(),
+  ];
   const cached = await copyProject(); // here http needs no network, as if it were cached
   const data = "data:text/javascript,";
   const imports = { "@std/http/negotiation": data, "@std/http/status": data, ...project.imports };
@@ -63,6 +69,7 @@ Deno.test(spec("std comes from npm where JSR is neither cached nor reachable", a
     "npm: no network, and assert is not cached": ask(none, {}, cached, "std @std/assert"),
     "npm: a network that drops packets": ask(0),
     "npm: JSR is out of order": ask(503),
+    "npm: a certificate that is not trusted": ask(200, { DENO_CERT: other }),
     "JSR: it answers": ask(200),
   };
   await Promise.all(Object.values(outcomes));
@@ -71,6 +78,7 @@ Deno.test(spec("std comes from npm where JSR is neither cached nor reachable", a
       const { code, stdout, stderr, seconds } = await outcome;
       assertEquals([code, stderr === ""], [0, name.startsWith("JSR")], stderr);
       assertMatch(stdout, stderr ? /^--lock=\S+ --import-map=\S+\n$/ : /^$/);
+      if (name.includes("certificate")) assertMatch(stderr, /certificate/);
       assertLess(seconds, 30);
     });
   }
