@@ -15,11 +15,11 @@ const OPERATIONS = Object.values<Node>({ ...paths, ...pathItems }).flatMap(Objec
 const COMMON = { "cache-control": "no-store", "x-content-type-options": "nosniff" };
 const TRANSPORT = ["content-length", "content-type", "date"];
 
-/** The described paths, also with each value of their queries. */
+/** The described paths, also with the examples of their queries. */
 const TARGETS = Object.entries<Node>(paths).flatMap(([path, { get: { parameters = [] } }]) => [
   path,
-  ...parameters.flatMap(({ name, schema }: Node) =>
-    (schema.enum ?? [schema.const]).map((value: string) => `${path}?${name}=${value}`)
+  ...parameters.map(resolve).flatMap(({ name, schema }: Node) =>
+    (schema.examples ?? schema.enum).map((value: string) => `${path}?${name}=${value}`)
   ),
 ]);
 const REQUESTS = TARGETS
