@@ -22,7 +22,6 @@ export interface Limits {
 export interface Form {
   readonly name: string;
   readonly isImage: boolean;
-  readonly isEmulated?: false; // for main_test.ts, until it has moved
   /** Program and arguments that run it with these variables and limits. */
   command(env: Record<string, string>, container: string, limits: Limits): Promise<string[]>;
 }
@@ -91,5 +90,3 @@ export const FORMS: readonly Form[] = [
   ...(EXECUTABLE ? [makeProcessForm("executable", () => [EXECUTABLE])] : []),
   ...(IMAGE ? [makeImageForm("image", IMAGE)] : []),
 ];
-
-export const CONTRACT_FORMS = FORMS; // for main_test.ts, until it has moved

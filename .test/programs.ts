@@ -46,11 +46,6 @@ export function makeTempPath(name: string): string {
   return `${folder}/${name}`;
 }
 
-/** For docs/deploy, until it has moved. */
-export function atExit(_: string) {
-  return () => {};
-}
-
 type Env = Record<string, string>;
 
 /** Starts a program in the project's folder, with these variables alone. */
