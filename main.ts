@@ -211,7 +211,8 @@ function answerInformation(visit: Visit): Answer {
 
 function answerHealth({ service: { status }, moment }: Visit): Answer {
   const { current_time: timestamp, uptime_seconds } = moment;
-  const body = JSON.stringify({ status, timestamp, uptime_seconds }) + "\n";
+  const body =
+    `{"status":"${status}","timestamp":"${timestamp}","uptime_seconds":${uptime_seconds}}\n`;
   return { status: status === "healthy" ? 200 : 503, headers: JSON_HEADERS, body };
 }
 
@@ -379,9 +380,7 @@ export function createLogger(config: Config, clock: Service["clock"], sink: Outp
       const pairs = Object.entries(fields).map(formatPair).join("");
       return `${current_time} ${level.toUpperCase().padEnd(5)} ${msg}${pairs}\n`;
     }
-    const head = `{"time":"${current_time}","level":"${level}","msg":"${msg}"`;
-    const members = stringifySafely(fields).slice(1);
-    return members === "}" ? `${head}}\n` : `${head},${members}\n`;
+    return stringifySafely({ time: current_time, level, msg, ...fields }) + "\n";
   };
 
   const writeAll = async () => {
