@@ -304,6 +304,7 @@ dl, dd { margin: 0 }
 main > dl { display: grid; gap: 1.5rem 2rem; margin-bottom: 1.5rem }
 main > dl { grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)) }
 main > dl > div > dt { font-weight: bold }
+dl dl + dl { margin-top: .5rem }
 dl dl div { display: flex; flex-wrap: wrap; gap: 0 1rem; border-top: 1px solid #8886 }
 dl dl dt { flex: 0 1 9rem }
 dl dl dd { flex: 1 1 max-content }`;
