@@ -22,7 +22,7 @@ const ROUTES: readonly Route[] = [
   { path: "/health", description: "Health check", answer: answerHealth, isProbe: true },
 ];
 
-/** Where it runs. A new fact may also need a permission, `sys` in deno.json. */
+/** Where it runs, read once, at the start. A new fact may need a permission, `sys` in deno.json. */
 function readSystem() {
   const platforms: Record<string, string> = { darwin: "Darwin", windows: "Windows" };
   return {
@@ -38,11 +38,11 @@ function readSystem() {
 const ENDPOINTS = ROUTES.map(({ path, description }) => ({ path, method: "GET", description }));
 const [ABOUT_JSON, ENDPOINTS_JSON] = [ABOUT, ENDPOINTS].map((part) => JSON.stringify(part));
 
-/** What `GET /` reports. The page shows all that stands here, too. */
-function renderFacts({ service, moment, path, client }: Visit): string {
-  const request = JSON.stringify({ ...client(), method: "GET", path }); // for HEAD, too: its length
-  return `{"service":${ABOUT_JSON},"system":${service.system},"runtime":${moment.json},` +
-    `"request":${request},"endpoints":${ENDPOINTS_JSON}}\n`;
+/** What `GET /` reports, put together as text for speed. The page shows all of it, too. */
+function renderFacts({ service: { systemJson }, moment, path, client }: Visit): string {
+  const requestJson = JSON.stringify({ ...client(), method: "GET", path }); // as long for HEAD
+  return `{"service":${ABOUT_JSON},"system":${systemJson},"runtime":${moment.json},` +
+    `"request":${requestJson},"endpoints":${ENDPOINTS_JSON}}\n`;
 }
 
 // ---- Time ----
@@ -79,7 +79,6 @@ function describeTime(wall: number, uptime: number) {
 export type Config = {
   readonly [Name in keyof typeof VARIABLES]: (typeof VARIABLES)[Name]["fallback"];
 };
-type Env = Pick<Deno.Env, "get">;
 type Level = (typeof LEVELS)[number];
 
 const ADDRESSES = ["0.0.0.0", "::", "127.0.0.1", "::1", "localhost"];
@@ -112,7 +111,7 @@ function allowNumber(help: string, fallback: number, max: number) {
  * Reads the environment. An empty variable counts as unset; on a terminal the log is text by
  * default. Throws a {@linkcode RangeError} with a line for each value that is not allowed.
  */
-export function parseConfig(env: Env, isTerminal: boolean): Config {
+export function parseConfig(env: Outside["env"], isTerminal: boolean): Config {
   const config: Record<string, string | number> = {};
   const problems: string[] = [];
   for (const [name, { fallback, allowed, parse }] of Object.entries(VARIABLES)) {
@@ -135,7 +134,7 @@ export function parseConfig(env: Env, isTerminal: boolean): Config {
 /** Everything an answer depends on except the request. Only signals change `status`. */
 export interface Service {
   readonly config: Config;
-  readonly system: string; // what readSystem found, as JSON
+  readonly systemJson: string; // what readSystem found
   readonly clock: ReturnType<typeof createClock>;
   readonly log: ReturnType<typeof createLogger>;
   status: "healthy" | "unhealthy" | "draining";
@@ -150,7 +149,6 @@ interface Route {
 
 type Peer = { remoteAddr: { hostname: string } };
 type Visit = ReturnType<typeof beginVisit>;
-type Moment = ReturnType<typeof describeTime>;
 
 interface Answer {
   readonly status: number & keyof typeof STATUS_TEXT; // `StatusCode` is missing in std from npm
@@ -164,6 +162,7 @@ const JSON_HEADERS = { ...COMMON, "content-type": "application/json" };
 const FACTS_HEADERS = { ...JSON_HEADERS, vary: "accept" };
 const ALLOW = { allow: "GET, HEAD, OPTIONS" };
 const BAD_HOST = "Host is not valid";
+const FAILURE = "An unexpected error occurred";
 
 /** Answers a request and logs it; never reads its body. */
 export function handle(service: Service, request: Request, peer: Peer): Response {
@@ -172,7 +171,7 @@ export function handle(service: Service, request: Request, peer: Peer): Response
   try {
     answer = chooseAnswer(visit);
   } catch (cause) {
-    answer = { ...refuse(500, "An unexpected error occurred"), cause };
+    answer = { ...refuse(500, FAILURE), cause };
   }
   logVisit(visit, answer);
   return respond(answer, request.method === "HEAD", service.status === "draining");
@@ -227,15 +226,14 @@ function logVisit(visit: Visit, { status, cause }: Answer): void {
   const level = status === 500 ? "error" : status === 503 ? "warn" : isQuiet ? "debug" : "info";
   if (!log.isEnabled(level)) return;
   const ended = clock.monotonic();
+  const forwarded = log.isEnabled("debug") && request.headers.get("x-forwarded-for");
   log.write(level, "request", {
     method: request.method.slice(0, MAX_CHARACTERS),
     path,
     status,
     duration_ms: Math.round((ended - begun) * 1000) / 1000,
     ...client(),
-    ...(log.isEnabled("debug") && {
-      forwarded_for: request.headers.get("x-forwarded-for")?.slice(-MAX_CHARACTERS),
-    }),
+    ...(forwarded && { forwarded_for: forwarded.slice(-MAX_CHARACTERS) }),
     ...(status === 500 && { error: Deno.inspect(cause) }),
   }, clock.describe(ended));
 }
@@ -243,7 +241,7 @@ function logVisit(visit: Visit, { status, cause }: Answer): void {
 /** HEAD gets the length of GET's body but no body: with one, HTTP/2 clients refuse the answer. */
 function respond({ status, headers, body }: Answer, isHead: boolean, isDraining: boolean) {
   const response = new Response(isHead ? null : body, { status });
-  // one by one costs 1 µs less than all at once, which Deno prepares for an answer of its own
+  // one by one, which takes 1 µs less than all together in the constructor
   for (const name in headers) response.headers.set(name, headers[name]!);
   if (isDraining) response.headers.set("connection", "close");
   if (isHead && body) response.headers.set("content-length", String(new Blob([body]).size));
@@ -252,15 +250,16 @@ function respond({ status, headers, body }: Answer, isHead: boolean, isDraining:
 
 // ---- Requests ----
 
-/** How much of a field counts: Deno takes 60 kB, older ones 380 kB, and escaping them is slow. */
+/** How much of a field counts: Deno accepts 60 kB, older releases 380 kB; to escape it is slow. */
 const MAX_CHARACTERS = 1000;
-/** What RFC 3986 has in host and port. Deno makes the URL from Host, so `x/y` would change it. */
+/** What RFC 3986 allows in host and port. In the URL that Deno makes, `x/y` would add to the path. */
 const VALID_HOST = /^[\w.~!$&'()*+,;=%:[\]-]*$/;
 
 /** Finds the path as it was sent: `new URL` would turn `/%2e%2e/health` into `/health`. */
 const PATH = /^[^/]*\/\/[^/?#]*([^?#]*)/;
 /** IPv4 or [IPv6], to which some proxies add a port, or IPv6. */
-const ADDRESS = /^(?:([\d.]+)|\[([\da-f:.]+)\])(?::\d+)?$|^([\da-f]*:[\da-f]*:[\da-f:.]*)$/i;
+const FORWARDED_ADDRESS =
+  /^(?:([\d.]+)|\[([\da-f:.]+)\])(?::\d+)?$|^([\da-f]*:[\da-f]*:[\da-f:.]*)$/i;
 
 function describeClient(headers: Headers, { remoteAddr: { hostname } }: Peer, proxies: number) {
   const address = (proxies > 0 && findForwarded(headers, proxies)) || hostname;
@@ -276,7 +275,7 @@ function findForwarded(headers: Headers, proxies: number): string | undefined {
   const addresses = field.slice(-MAX_CHARACTERS).split(",");
   if (field.length > MAX_CHARACTERS) addresses.shift(); // its beginning may be cut off
   const address = addresses.at(-proxies)?.trim() ?? "";
-  const [, ipv4, bracketed, ipv6] = ADDRESS.exec(address) ?? [];
+  const [, ipv4, bracketed, ipv6] = FORWARDED_ADDRESS.exec(address) ?? [];
   return ipv4 ?? bracketed ?? ipv6;
 }
 
@@ -336,7 +335,7 @@ ${renderValue(facts)}
 `;
 }
 
-/** What an object has, by its keys, in a list that may hold others. */
+/** HTML of a value: an object as a list by its keys, an array as its elements, all else as text. */
 function renderValue(value: unknown, key = ""): string {
   if (Array.isArray(value)) return value.map((item) => renderValue(item)).join("\n");
   if (value instanceof Object) {
@@ -344,7 +343,7 @@ function renderValue(value: unknown, key = ""): string {
       .map(([key, value]) => `<div><dt>${key}</dt><dd>${renderValue(value, key)}</dd></div>`);
     return `<dl>${rows.join("\n")}</dl>`;
   }
-  const text = String(value).replace(/[&<>"']/g, (sign) => `&#${sign.charCodeAt(0)};`);
+  const text = String(value).replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`);
   return key === "path" ? `<a href=".${text}">${text}</a>` : text; // below a proxy's prefix, too
 }
 
@@ -361,7 +360,7 @@ const BATCH_MILLISECONDS = 10; // a write costs about as much as a request, so l
 export function createLogger(config: Config, clock: Service["clock"], sink: Output["write"]) {
   let queue = "";
   let unwritten = new Uint8Array(); // of the lines that left the queue
-  let most = Infinity; // bytes in a write
+  let maxBytes = Infinity; // of a write
   let dropped = 0;
   let writing: Promise<void> | undefined;
 
@@ -372,29 +371,30 @@ export function createLogger(config: Config, clock: Service["clock"], sink: Outp
   const write = (level: Level, msg: string, fields: object = {}, moment = clock.describe()) => {
     if (!isEnabled(level)) return;
     if (queue.length + unwritten.length > MAX_QUEUED) dropped++;
-    else queue += format(level, msg, fields, moment);
+    else queue += format(level, msg, fields, moment.current_time);
     writing ??= writeAll();
   };
 
-  const format = (level: Level, msg: string, fields: object, { current_time }: Moment) => {
+  const format = (level: Level, msg: string, fields: object, time: string) => {
     if (config.LOG_FORMAT === "text") {
       const pairs = Object.entries(fields).map(formatPair).join("");
-      return `${current_time} ${level.toUpperCase().padEnd(5)} ${msg}${pairs}\n`;
+      return `${time} ${level.toUpperCase().padEnd(5)} ${msg}${pairs}\n`;
     }
-    return stringifySafely({ time: current_time, level, msg, ...fields }) + "\n";
+    return stringifySafely({ time, level, msg, ...fields }) + "\n";
   };
 
   const writeAll = async () => {
     while (queue !== "" || dropped > 0) {
       await sleep(BATCH_MILLISECONDS);
-      if (dropped > 0) queue += format("warn", "log lines dropped", { dropped }, clock.describe());
+      const { current_time } = clock.describe();
+      if (dropped > 0) queue += format("warn", "log lines dropped", { dropped }, current_time);
       unwritten = new TextEncoder().encode(queue);
       [queue, dropped] = ["", 0];
       while (unwritten.length > 0) {
         try {
-          unwritten = unwritten.subarray(await sink(unwritten.subarray(0, most)));
+          unwritten = unwritten.subarray(await sink(unwritten.subarray(0, maxBytes)));
         } catch { // nobody reads any more, or a pipe that does not block is full
-          most = 4096; // which a pipe of Linux takes whole, or not at all
+          maxBytes = 4096; // from now on: a pipe of Linux accepts so much whole, or not at all
           await sleep(BATCH_MILLISECONDS);
         }
       }
@@ -427,28 +427,28 @@ const IS_WINDOWS = Deno.build.os === "windows";
 const STOP_SIGNALS = {
   SIGINT: 2,
   ...(IS_WINDOWS ? { SIGBREAK: 21 } : { SIGTERM: 15 }),
-  // unheard, it ends process 1 by 139; from source the watcher of `task dev` must hear it instead
+  // without a listener it ends process 1 with 139; from source, it has to end `--watch`
   ...(Deno.build.standalone && !IS_WINDOWS && { SIGHUP: 1 }),
 };
 
 function createService(config: Config, stdout: Output): Service {
   const clock = createClock();
   const log = createLogger(config, clock, (bytes) => stdout.write(bytes));
-  return { config, system: JSON.stringify(readSystem()), clock, log, status: "healthy" };
+  return { config, systemJson: JSON.stringify(readSystem()), clock, log, status: "healthy" };
 }
 
 /** Serves until a signal says otherwise. Returns the exit code. */
 async function serve(service: Service, stderr: Output): Promise<number> {
   const { config, log } = service;
-  const drained = listenForSignals(service).then(() => sleep(config.DRAIN_SECONDS * 1000));
-  const limit = config.SHUTDOWN_SECONDS * 1000 + 100; // a stop without requests takes time, too
+  const end = listenForSignals(service).then(() => sleep(config.DRAIN_SECONDS * 1000));
+  const limit = config.SHUTDOWN_SECONDS * 1000 + 100; // which a stop takes even without requests
   try {
-    const finished = listen(service, drained).then(() => true);
-    const cut = drained.then(() => sleep(limit)).then(() => false);
-    const isInOrder = await Promise.race([finished, cut]);
-    if (isInOrder) log.write("info", "stopped");
+    const finished = listen(service, end).then(() => true);
+    const late = end.then(() => sleep(limit)).then(() => false);
+    const isInTime = await Promise.race([finished, late]);
+    if (isInTime) log.write("info", "stopped");
     else log.write("warn", "stopped before all requests were finished");
-    return isInOrder ? 0 : 1;
+    return isInTime ? 0 : 1;
   } catch (error) {
     return print(stderr, `cannot listen on ${config.HOST} port ${config.PORT}: ${error}`, 1);
   } finally {
@@ -485,7 +485,7 @@ function listenForSignals(service: Service): Promise<void> {
   return promise;
 }
 
-/** Serves until `end`; opens the port again when Deno closed it for want of file descriptors. */
+/** Serves until `end`. Deno closes the port when file descriptors run out: this opens it again. */
 async function listen(service: Service, end: Promise<void>): Promise<void> {
   const { config: { HOST, PORT }, log } = service;
   const options = {
@@ -495,9 +495,12 @@ async function listen(service: Service, end: Promise<void>): Promise<void> {
       options.port = port; // where 0 picked it, the next try must take the same again
       log.write("info", "listening", { address, port, version: ABOUT.version });
     },
-    onError(error: unknown) { // with telemetry on, Deno parses the URL before it calls `handle`
-      log.write("info", "request", { status: 400, error: `${error}`.slice(0, MAX_CHARACTERS) });
-      return respond(refuse(400, BAD_HOST), false, service.status === "draining");
+    onError(error: unknown) { // before `handle`: with telemetry on, Deno parses the URL
+      const isUrl = `${error}`.includes("Invalid URL");
+      const answer = isUrl ? refuse(400, BAD_HOST) : refuse(500, FAILURE);
+      const fields = { status: answer.status, error: `${error}`.slice(0, MAX_CHARACTERS) };
+      log.write(isUrl ? "info" : "error", "request", fields);
+      return respond(answer, false, service.status === "draining");
     },
   };
   let isOver = false;
@@ -505,7 +508,7 @@ async function listen(service: Service, end: Promise<void>): Promise<void> {
   while (!isOver) {
     try {
       const server = Deno.serve(options, (request, peer) => handle(service, request, peer));
-      await Promise.race([end, server.finished]); // which rejects if the port is closed before
+      await Promise.race([end, server.finished]); // `finished` rejects when Deno closes the port
       await server.shutdown();
     } catch (error) {
       if (!/os error (23|24|10024)\b/.test(`${error}`)) throw error; // ENFILE, EMFILE, WSAEMFILE
@@ -529,7 +532,7 @@ async function waitAtMost<T>(milliseconds: number, promise: Promise<T> | undefin
 // ---- Command line ----
 
 /** The parts of `Deno` that tests replace. */
-export type Outside = { env: Env; stdout: Output; stderr: Output };
+export type Outside = { env: Pick<Deno.Env, "get">; stdout: Output; stderr: Output };
 type Output = Pick<typeof Deno.stdout, "write" | "isTerminal">;
 
 const USAGE = `Usage: ${ABOUT.name} [--health | --version | --help]`;
@@ -611,7 +614,7 @@ Signals:
 Exit codes:
   0                 stopped in order; --health: the answer was 200
   1                 cannot listen, or requests were cut off; --health: any other answer, or none
-  2                 a bad variable or argument
+  2                 a bad variable or argument, or a missing permission
   128 + N           a second signal, number N: ended at once`;
 }
 

@@ -116,10 +116,10 @@ function makeService(config: Partial<Config> = {}, uptime = 0) {
   const time = { uptime };
   const clock = createClock(() => Date.parse(NOON) + time.uptime - uptime, () => time.uptime);
   const { log, readLines } = makeLogger(takeAll, { LOG_LEVEL: "debug", ...config }, clock);
-  const system = JSON.stringify(SYSTEM);
+  const systemJson = JSON.stringify(SYSTEM);
   const service: Service = {
     config: { ...DEFAULTS, ...config },
-    system,
+    systemJson,
     clock,
     log,
     status: "healthy",
@@ -129,8 +129,10 @@ function makeService(config: Partial<Config> = {}, uptime = 0) {
 
 /** The same service, where this happens while it answers `GET /`. */
 function interrupt(service: Service, happen: () => void): Service {
-  const { system } = service;
-  return Object.defineProperty({ ...service }, "system", { get: () => (happen(), system) });
+  const { systemJson } = service;
+  return Object.defineProperty({ ...service }, "systemJson", {
+    get: () => (happen(), systemJson),
+  });
 }
 
 function fail(): never {
