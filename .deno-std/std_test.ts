@@ -99,7 +99,7 @@ Deno.test("JSR and npm: a lock of each for what is imported, one version of deno
   assertEquals(new Set(Object.keys(importMap.imports).map((name) => `"${name}"`)), used);
 });
 
-Deno.test("compile.ts makes the same bytes from two clones, or fails; it leaves no file", async () => {
+Deno.test("compile.ts makes equal bytes from two clones, or fails; it leaves no file", async () => {
   const compile = async (copyOption: string, ...options: string[]) => {
     const folder = await copyProject(copyOption);
     // any program will do; telemetry would make bytes of its own

@@ -1,8 +1,8 @@
 /**
  * The forms of the service: its source, and what the environment names.
  *
- * `EXECUTABLE` and `IMAGE` name an executable and an image to test beside the source. `FULL=1` gives
- * what takes long its full size, as `.ci/run` does.
+ * `EXECUTABLE` and `IMAGE` name an executable and an image to test beside the source. `FULL=1`
+ * gives what takes long its full size, as `.ci/run` does.
  *
  * @module
  */

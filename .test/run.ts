@@ -27,8 +27,8 @@ interface Options {
 }
 
 /**
- * Describes a test for `Deno.test`, or a row of it for `context.step`, which are called in the test's
- * own file so that a failure is headed by its line. The error shows what the service wrote.
+ * Describes a test for `Deno.test`, or a row of it for `context.step`, which are called in the
+ * test's own file so that a failure is headed by its line. The error shows what the service wrote.
  *
  * @param name what holds
  * @param prove the proof

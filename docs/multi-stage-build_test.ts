@@ -78,7 +78,7 @@ Deno.test(spec("image: the probe sees a drill, and a service that hangs", async 
     { signal: "", status: "healthy", line: /^200 {"status":"healthy"/ },
     { signal: "USR2", status: "unhealthy", line: /: 503 {"status":"unhealthy"/ },
     { signal: "USR2", status: "healthy", line: /^200/ },
-    { signal: "STOP", status: "unhealthy", line: /no answer within 2 seconds/ }, // Docker waits for it
+    { signal: "STOP", status: "unhealthy", line: /no answer within 2 seconds/ },
     { signal: "CONT", status: "healthy", line: /^200/ },
   ];
   for (const { signal, status, line } of states) {

@@ -1,4 +1,4 @@
-/** The proof of `openapi.json`: answers and examples are as it says, and nothing else is answered. */
+/** The proof of `openapi.json`: answers and examples are as it says, and there are no others. */
 import { assertArrayIncludes, assertEquals } from "@std/assert";
 import { SOURCE } from "../.test/forms.ts";
 import { runTool } from "../.test/programs.ts";

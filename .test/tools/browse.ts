@@ -1,4 +1,4 @@
-/** Lets Chromium show pages, and prints as JSON what a reader would see and stumble over on each. */
+/** Lets Chromium show pages, and prints as JSON what a reader would stumble over on each. */
 /// <reference lib="dom" />
 // deno-lint-ignore-file no-import-prefix -- a tool of the tests, not of the project
 import axe from "npm:axe-core@4.14.1";

@@ -1,4 +1,4 @@
-/** Prints the documents of a YAML text as JSON; the text comes as a JSON string on standard input. */
+/** Prints the documents of a YAML text, a JSON string on standard input, as JSON. */
 // deno-lint-ignore no-import-prefix -- a tool of the tests, not of the project
 import { parseAllDocuments } from "npm:yaml@2.9.1";
 

@@ -1,6 +1,6 @@
 /**
- * Validates values by schemas of an OpenAPI description and prints, as JSON, what is wrong with each. Both
- * come as JSON on standard input.
+ * Validates values by schemas of an OpenAPI description, and prints what is wrong with each. All is
+ * JSON, and comes on standard input.
  */
 // deno-lint-ignore-file no-import-prefix -- a tool of the tests, not of the project
 import { Ajv2020 } from "npm:ajv@8.20.0/dist/2020.js";
