@@ -174,7 +174,7 @@ for (const form of FORMS) {
         assertNotMatch(report, /service available:\S*\s+\S*NO/, kind);
       }),
     );
-  }, { unless: lacks("slowhttptest") }));
+  }, { unless: IS_FULL ? lacks("slowhttptest") : "with FULL=1" }));
 }
 
 // ---- Out of descriptors ----
