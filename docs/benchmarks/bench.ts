@@ -1,6 +1,6 @@
 /**
  * `deno task bench`: the service beside a bare Deno.serve with a static answer of the same size (the
- * ceiling) and beside the same service on Go net/http and Node node:http, in one run.
+ * ceiling) and beside the same service on Go net/http, in one run.
  *
  * Every server stays up for the whole run, on one core. wrk goes round them from another, a second
  * each, so that a slow moment of the machine meets them all. A request's cost is the CPU time that the
@@ -19,6 +19,12 @@ interface Contender {
   /** The only path that it answers as the service does; all where there is none. */
   readonly path?: string;
 }
+
+/** What is asked for, each with the header fields of a client that asks for it. */
+const PATHS = {
+  "/health": ["User-Agent: kube-probe/1.34", "Accept: */*", "Connection: close"],
+  "/": ["User-Agent: curl/8.14.1", "Accept: */*"],
+};
 
 const ROUNDS = Number(Deno.env.get("ROUNDS") || 6);
 const TICKS_PER_SECOND = 100;
@@ -62,10 +68,11 @@ function readCpuSeconds(pid: number): number {
 }
 
 /** Loads a server for a second: what a request cost, and how many came. */
-async function load({ port, pid }: { port: number; pid: number }, path: string) {
+async function load({ port, pid }: { port: number; pid: number }, path: string, fields: string[]) {
   const begun = readCpuSeconds(pid);
   const url = `http://127.0.0.1:${port}${path}`;
-  const report = await readOutput(onCore(1, ["wrk", "-t1", "-c32", "-d1s", url]));
+  const flags = ["-t1", "-c32", "-d1s", ...fields.flatMap((field) => ["-H", field])];
+  const report = await readOutput(onCore(1, ["wrk", ...flags, url]));
   const requests = Number(/(\d+) requests in/.exec(report)![1]);
   return { microseconds: (readCpuSeconds(pid) - begun) / requests * 1e6, rate: requests };
 }
@@ -100,11 +107,6 @@ async function findContenders(): Promise<Contender[]> {
     await readOutput(["go", "build", "-o", server, pathOf("docs/benchmarks/server.go")]);
     contenders.push({ name: "Go net/http", command: [server] });
   }
-  if (lacks("node")) missing.push("Node");
-  else {
-    const server = pathOf("docs/benchmarks/server.mjs");
-    contenders.push({ name: "Node node:http", command: ["node", server] });
-  }
   return contenders;
 }
 
@@ -115,11 +117,11 @@ async function benchmarkRequests(contenders: Contender[]) {
   const memory = await Promise.all(servers.map(async ({ run }) => {
     return { idle: (await readResources(run)).megabytes, loaded: 0 };
   }));
-  for (const path of ["/health", "/"]) {
+  for (const [path, fields] of Object.entries(PATHS)) {
     const loads = servers.map((): Awaited<ReturnType<typeof load>>[] => []);
     for (let round = -1; round < ROUNDS; round++) { // the first one warms up
       for (const [index, server] of servers.entries()) {
-        const found = await load(server, path);
+        const found = await load(server, path, fields);
         if (round >= 0) loads[index]!.push(found);
         const { megabytes } = await readResources(server.run);
         memory[index]!.loaded = Math.max(memory[index]!.loaded, megabytes);

@@ -1,5 +1,5 @@
-// The service as one would write it in Go with net/http: same JSON, same log line, for the comparison in
-// docs/benchmarks.md. It has no probe, drain or configuration.
+// The service as one would write it in Go with net/http: the same JSON, header fields and log line, for
+// the comparison in docs/benchmarks.md. It has no page, probe, drain or configuration.
 package main
 
 import (
@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -90,6 +91,13 @@ func readSystem() system {
 	return system{hostname, "Linux", strings.TrimSpace(string(release)), runtime.GOARCH, runtime.NumCPU(), runtime.Version()}
 }
 
+func count(n int, unit string) string {
+	if n == 1 {
+		return "1 " + unit
+	}
+	return strconv.Itoa(n) + " " + unit + "s"
+}
+
 func now() string { return time.Now().UTC().Format(rfc3339) }
 
 func answer(w http.ResponseWriter, body any) {
@@ -112,7 +120,8 @@ func main() {
 			agent = "unknown"
 		}
 		seconds := int(time.Since(started).Seconds())
-		human := fmt.Sprintf("%d hours, %d minutes", seconds/3600, seconds/60%60)
+		human := count(seconds/3600, "hour") + ", " + count(seconds/60%60, "minute")
+		w.Header().Set("Vary", "accept")
 		answer(w, information{
 			about, host, uptime{seconds, human, now(), "UTC"}, request{client, agent, r.Method, r.URL.Path}, routes,
 		})
