@@ -67,14 +67,14 @@ function readCpuSeconds(pid: number): number {
   return (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND;
 }
 
-/** Loads a server for a second: what a request cost, and how many came. */
+/** Loads a server for a second, and gives the microseconds that a request cost. */
 async function load({ port, pid }: { port: number; pid: number }, path: string, fields: string[]) {
   const begun = readCpuSeconds(pid);
   const url = `http://127.0.0.1:${port}${path}`;
   const flags = ["-t1", "-c32", "-d1s", ...fields.flatMap((field) => ["-H", field])];
   const report = await readOutput(onCore(1, ["wrk", ...flags, url]));
   const requests = Number(/(\d+) requests in/.exec(report)![1]);
-  return { microseconds: (readCpuSeconds(pid) - begun) / requests * 1e6, rate: requests };
+  return (readCpuSeconds(pid) - begun) / requests * 1e6;
 }
 
 function median(values: number[]): number {
@@ -98,14 +98,14 @@ async function findContenders(): Promise<Contender[]> {
   ];
   const contenders: Contender[] = [
     { name: "this service", command: service },
-    { name: "bare Deno.serve", command: ceiling, env: { BODY: "80" }, path: "/health" },
-    { name: "bare Deno.serve", command: ceiling, env: { BODY: "630" }, path: "/" },
+    { name: "Deno.serve", command: ceiling, env: { BODY: "80" }, path: "/health" },
+    { name: "Deno.serve", command: ceiling, env: { BODY: "630" }, path: "/" },
   ];
   if (lacks("go")) missing.push("Go");
   else {
     const server = makeTempPath("server");
     await readOutput(["go", "build", "-o", server, pathOf("docs/benchmarks/server.go")]);
-    contenders.push({ name: "Go net/http", command: [server] });
+    contenders.push({ name: "Go", command: [server] });
   }
   return contenders;
 }
@@ -118,11 +118,11 @@ async function benchmarkRequests(contenders: Contender[]) {
     return { idle: (await readResources(run)).megabytes, loaded: 0 };
   }));
   for (const [path, fields] of Object.entries(PATHS)) {
-    const loads = servers.map((): Awaited<ReturnType<typeof load>>[] => []);
+    const costs = servers.map((): number[] => []);
     for (let round = -1; round < ROUNDS; round++) { // the first one warms up
       for (const [index, server] of servers.entries()) {
-        const found = await load(server, path, fields);
-        if (round >= 0) loads[index]!.push(found);
+        const cost = await load(server, path, fields);
+        if (round >= 0) costs[index]!.push(cost);
         const { megabytes } = await readResources(server.run);
         memory[index]!.loaded = Math.max(memory[index]!.loaded, megabytes);
       }
@@ -131,25 +131,20 @@ async function benchmarkRequests(contenders: Contender[]) {
     const compare = (index: number, name: string) => {
       const base = servers.findIndex((server) => server.name === name && isFor(server));
       if (base < 0) return "–";
-      return median(
-        loads[index]!.map(({ microseconds }, round) =>
-          loads[base]![round]!.microseconds / microseconds
-        ),
-      ).toFixed(2);
+      return median(costs[index]!.map((cost, round) => costs[base]![round]! / cost)).toFixed(2);
     };
     printTable(
-      [`\`GET ${path}\``, "CPU, µs", "of the ceiling", "of Go", "requests/s"],
+      [`\`${path}\``, "CPU, µs", "of ceiling", "of Go"],
       [...servers.entries()].filter(([, server]) => isFor(server)).map(([index, { name }]) => [
         name,
-        median(loads[index]!.map(({ microseconds }) => microseconds)).toFixed(1),
-        compare(index, "bare Deno.serve"),
-        compare(index, "Go net/http"),
-        median(loads[index]!.map(({ rate }) => rate)),
+        median(costs[index]!).toFixed(1),
+        compare(index, "Deno.serve"),
+        compare(index, "Go"),
       ]),
     );
   }
   printTable(
-    ["resident memory", "idle, MB", "under load, MB"],
+    ["memory, MB", "idle", "under load"],
     servers.map(({ name, path = "" }, index) => [
       `${name} ${path}`.trim(),
       memory[index]!.idle,
