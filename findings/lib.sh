@@ -54,7 +54,7 @@ debian() {
 # npm_packages NAME@VERSION…: packages of npm, installed into the folder.
 npm_packages() {
   (cd "$tmp" && npm install --prefix "$tmp" --no-audit --no-fund --loglevel=error "$@") \
-    >"$tmp/npm.log" 2>&1 || cannot "npm cannot install $*: $(tail -n 1 "$tmp/npm.log")"
+    >"$tmp/npm.log" 2>&1 || cannot "npm cannot install $*: $(sed -n 2p "$tmp/npm.log")"
 }
 
 version_of() {

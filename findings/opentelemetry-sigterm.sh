@@ -36,6 +36,6 @@ same "plain, exit code after SIGTERM" 143 "$code"
 
 start --require @opentelemetry/auto-instrumentations-node/register
 kill "$pid"
-sleep 5
+sleep 3
 answer=$(curl -qs --max-time 5 "http://127.0.0.1:$(<"$tmp/port")/") || changed "SIGTERM ends it"
-same "with OpenTelemetry, answer 5 seconds after SIGTERM" "ok" "$answer"
+same "with OpenTelemetry, answer 3 seconds after SIGTERM" "ok" "$answer"
