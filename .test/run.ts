@@ -1,7 +1,7 @@
 /** A run of the service, and the tests that show what it wrote where they fail. */
 import { parseConfig } from "../main.ts";
-import { type Form, type Limits, makeProcessForm } from "./forms.ts";
-import { docker, inspect, makeTempPath, spawn } from "./programs.ts";
+import type { Form, Limits } from "./forms.ts";
+import { docker, inspect, spawn } from "./programs.ts";
 import { waitFor } from "./waiting.ts";
 
 /** What the configuration is when no variable is set. */
@@ -32,11 +32,10 @@ interface Options {
  *
  * @param name what holds
  * @param prove the proof
- * @param options why it may be left out; a list in their place is how older files say it
+ * @param options why it may be left out
  */
-export function spec(name: string, prove: Proof, ...options: [Options?] | Reason[]) {
-  const isNew = (options: unknown[]): options is [Options] => typeof options[0] === "object";
-  const reason = (isNew(options) ? [options[0].unless].flat() : options).find(Boolean);
+export function spec(name: string, prove: Proof, { unless }: Options = {}) {
+  const reason = [unless].flat().find(Boolean);
   return {
     name: reason ? `${name} [left out: ${reason}]` : name,
     ignore: Boolean(reason),
@@ -55,7 +54,7 @@ export function spec(name: string, prove: Proof, ...options: [Options?] | Reason
 
 /** A `spec` whose names begin with a form's. */
 export function bindSpec(form: Form): typeof spec {
-  return (name, prove, ...options) => spec(`${form.name}: ${name}`, prove, ...options);
+  return (name, prove, options) => spec(`${form.name}: ${name}`, prove, options);
 }
 
 /** Says in a test that the rest of it is left out, and why. */
@@ -216,25 +215,6 @@ export async function share(form: Form): Promise<RunningService> {
   const service = await shared.get(form)!;
   if (!runs.includes(service)) runs.push(service);
   return service;
-}
-
-/**
- * Starts HAProxy with these sections; it hides no failure.
- *
- * @param inside program and arguments that run it somewhere else, such as in another network
- */
-export async function startHaproxy(sections: string, inside: string[] = []): Promise<Run> {
-  const file = makeTempPath("haproxy.cfg");
-  const defaults = `defaults
-  mode http
-  timeout connect 1s
-  timeout client 10s
-  timeout server 10s
-  timeout check 5s
-  retries 0
-`;
-  Deno.writeTextFileSync(file, defaults + sections);
-  return await launch(makeProcessForm("HAProxy", () => [...inside, "haproxy", "-db", "-f", file]));
 }
 
 /** What a run holds, from /proc. */
