@@ -252,7 +252,7 @@ function respond({ status, headers, body }: Answer, isHead: boolean, isDraining:
 
 /** How much of a field counts: Deno accepts 60 kB, older releases 380 kB; to escape it is slow. */
 const MAX_CHARACTERS = 1000;
-/** What RFC 3986 allows in host and port. In the URL that Deno makes, `x/y` would add to the path. */
+/** What RFC 3986 allows in host and port. Deno makes the URL from Host: `x/y` would add a path. */
 const VALID_HOST = /^[\w.~!$&'()*+,;=%:[\]-]*$/;
 
 /** Finds the path as it was sent: `new URL` would turn `/%2e%2e/health` into `/health`. */
@@ -368,14 +368,15 @@ export function createLogger(config: Config, clock: Service["clock"], sink: Outp
   const isEnabled = (level: Level) => LEVELS.indexOf(level) >= LEVELS.indexOf(config.LOG_LEVEL);
 
   /** Never waits, never throws. `msg` is a constant text; `fields` has the values. */
-  const write = (level: Level, msg: string, fields: object = {}, moment = clock.describe()) => {
+  const write = (level: Level, msg: string, fields: object = {}, moment?: Visit["moment"]) => {
     if (!isEnabled(level)) return;
     if (queue.length + unwritten.length > MAX_QUEUED) dropped++;
-    else queue += format(level, msg, fields, moment.current_time);
+    else queue += format(level, msg, fields, moment);
     writing ??= writeAll();
   };
 
-  const format = (level: Level, msg: string, fields: object, time: string) => {
+  const format = (level: Level, msg: string, fields: object, moment = clock.describe()) => {
+    const time = moment.current_time;
     if (config.LOG_FORMAT === "text") {
       const pairs = Object.entries(fields).map(formatPair).join("");
       return `${time} ${level.toUpperCase().padEnd(5)} ${msg}${pairs}\n`;
@@ -386,8 +387,7 @@ export function createLogger(config: Config, clock: Service["clock"], sink: Outp
   const writeAll = async () => {
     while (queue !== "" || dropped > 0) {
       await sleep(BATCH_MILLISECONDS);
-      const { current_time } = clock.describe();
-      if (dropped > 0) queue += format("warn", "log lines dropped", { dropped }, current_time);
+      if (dropped > 0) queue += format("warn", "log lines dropped", { dropped });
       unwritten = new TextEncoder().encode(queue);
       [queue, dropped] = ["", 0];
       while (unwritten.length > 0) {
