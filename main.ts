@@ -376,12 +376,11 @@ export function createLogger(config: Config, clock: Service["clock"], sink: Outp
   };
 
   const format = (level: Level, msg: string, fields: object, moment = clock.describe()) => {
-    const time = moment.current_time;
     if (config.LOG_FORMAT === "text") {
       const pairs = Object.entries(fields).map(formatPair).join("");
-      return `${time} ${level.toUpperCase().padEnd(5)} ${msg}${pairs}\n`;
+      return `${moment.current_time} ${level.toUpperCase().padEnd(5)} ${msg}${pairs}\n`;
     }
-    return stringifySafely({ time, level, msg, ...fields }) + "\n";
+    return stringifySafely({ time: moment.current_time, level, msg, ...fields }) + "\n";
   };
 
   const writeAll = async () => {
