@@ -350,7 +350,7 @@ function renderValue(value: unknown, key = ""): string {
 // ---- Logs ----
 
 const MAX_QUEUED = 1024 * 1024; // about so many bytes
-const BATCH_MILLISECONDS = 10; // a write costs about as much as a request, so lines share it
+const BATCH_MILLISECONDS = 5; // a write costs about as much as a request, so lines share it
 
 /**
  * Writes a line per event. Lines wait in a queue and are written together, asynchronously. If
