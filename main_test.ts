@@ -342,6 +342,7 @@ const FORWARDED = [
   { proxies: 2, shown: PEER, fields: ["203.0.113.7", "203.0.113.7, , 198.51.100.9"] },
   // 1,000 characters count, and a longer field loses what may be cut
   { proxies: 2, shown: "203.0.113.7", fields: [`203.0.113.7,${"x".repeat(1000 - 12)}`] },
+  { proxies: 1, shown: "203.0.113.7", fields: [`${"x".repeat(2000)}, 203.0.113.7`] },
   { proxies: 2, shown: PEER, fields: [`203.0.113.7,${"x".repeat(1001 - 12)}`] },
   { proxies: 16, shown: PEER, fields: [",".repeat(60_000)] },
   // as the proxy wrote it, but without port and brackets
