@@ -47,7 +47,7 @@ export function wrapForm(form: Form, wrap: (command: string[]) => string[]): For
   return { ...form, command: async (...run) => wrap(await form.command(...run)) };
 }
 
-/** How an image is run, and how the README says to. */
+/** How an image is run, as compose.yaml has it. */
 export const HARDENED =
   "--read-only --cap-drop ALL --security-opt no-new-privileges --pids-limit 64".split(" ");
 
