@@ -746,7 +746,7 @@ for (const form of FORMS) {
       { request: "GET /x/../health", gets: 404 },
       // HTTP/1 alone
       { request: "GET http://other/health", gets: 200, host: "Host: x\r\n" },
-      { request: "GET http://other/health", gets: 400, host: "Host: x?\r\n" },
+      { request: "GET http://other/", gets: 400, host: "Host: x?\r\n" },
       { request: "GET /nowhere", gets: 400, host: "Host: x/health?\r\n" },
       { request: "GET /health", gets: 200, host: "Host:\r\n" },
       { request: "GET /health", gets: 200, host: "Host: ::1:5000\r\n" },

@@ -38,7 +38,8 @@ const REQUESTS = {
   ],
   "400 to malformed fields": ["X: a\0b", "X\0: a", "X: a\x01b", "X", "Content-Length: -1"].map(get),
   "400 to a malformed Host, or two": [
-    ...["x/health?", "x/?", "u@x", "a b", "\xff"].map(withHost),
+    ...["x/health?", "x/?", "u@x", "a b"].map(withHost),
+    formatRequest("/", { host: "Host: \xff\r\n" }), // for /health Deno reads it as no Host
     get("Host: y"),
   ],
   "404 to other paths": [
