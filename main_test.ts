@@ -183,12 +183,11 @@ Deno.test("handle() answers GET / with these parts in this order, and logs when 
   });
   assertEquals(system, SYSTEM);
   assertEquals(runtime.uptime_human, "1 hour, 0 minutes");
-  assertObjectMatch(request, {
-    client_ip: PEER,
-    user_agent: "curl/8.5.0",
-    method: "GET",
-    path: "/",
-  });
+  const known = { client_ip: PEER, user_agent: "curl/8.5.0", method: "GET", path: "/" };
+  assertEquals(
+    Object.entries(request).filter(([name]) => name in known),
+    Object.entries(known),
+  );
   assertArrayIncludes(endpoints, [
     { path: "/", method: "GET", description: "Service information" },
     { path: "/health", method: "GET", description: "Health check" },
@@ -477,10 +476,14 @@ Deno.test("the page may load its own style and nothing else", async () => {
   assertEquals(headers["referrer-policy"], "no-referrer");
 });
 
-for (const query of "?format=json ?format=html ?format=jsonp ?format= ?xformat=json".split(" ")) {
-  const type = query === "?format=json" ? "json" : "html";
-  Deno.test(`handle() answers GET /${query} by ${type} to a browser`, async () => {
-    const request = makeRequest(`GET /${query}`, { accept: BROWSER });
+const QUERIES = "format=json format=html format=jsonp format= format x=json xformat=json".split(
+  " ",
+);
+
+for (const query of QUERIES) {
+  const type = query === "format=json" ? "json" : "html";
+  Deno.test(`handle() answers GET /?${query} by ${type} to a browser`, async () => {
+    const request = makeRequest(`GET /?${query}`, { accept: BROWSER });
     const { status, headers, line } = await exchange(request);
     assertEquals([status, headers["content-type"], line.path], [200, TYPES[type], "/"]);
   });
@@ -737,6 +740,7 @@ for (const form of FORMS) {
 
   for (
     const { request, gets, host, version } of [
+      { request: "GET /health", gets: 200 },
       { request: "GET /health?x", gets: 200 },
       { request: "OPTIONS *", gets: 204 },
       { request: "get /", gets: 405 },
