@@ -10,6 +10,7 @@ set -euo pipefail
 . "$(dirname "$0")/lib.sh"
 
 npm_packages deno@2.9.6
+export DENO_DIR=$tmp/deno DENO_NO_UPDATE_CHECK=1
 [[ $(deno --version) == "deno 2.9.6 "* ]] || changed "version: $(deno --version | head -n 1)"
 
 cat >"$tmp/server.ts" <<'CODE'
