@@ -192,7 +192,7 @@ function chooseAnswer(visit: Visit): Answer {
   const { request, path, route } = visit;
   const host = (route?.isProbe && PLAIN_URL.exec(request.url)?.[1]) || request.headers.get("host");
   if (!VALID_HOST.test(host ?? "")) return refuse(400, BAD_HOST);
-  if (request.method === "OPTIONS" && (route || path === "/*")) { // `OPTIONS *` arrives as this
+  if (request.method === "OPTIONS" && (route || path === "/*")) { // `OPTIONS *` has this path
     return { status: 204, headers: { ...COMMON, ...ALLOW } };
   }
   if (!route) return refuse(404, "Endpoint does not exist");

@@ -231,7 +231,7 @@ for (const form of FORMS) {
     await exhaust(service);
     const address = { hostname: "127.0.0.1", port: service.port };
     const take = () => Promise.try(() => Deno.listen(address)).catch(() => undefined);
-    using _taker = await waitUntil("a moment in which it does not try the port", take);
+    using _taker = await waitUntil("the service to leave the port free", take);
     await setDescriptors(service, 1024);
     assertEquals(await service.waitForCode(), 1);
     assertMatch(service.stderr, /^cannot listen on 127\.0\.0\.1 port \d+: .*in use.*\n$/);

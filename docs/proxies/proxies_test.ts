@@ -29,7 +29,7 @@ async function startProxy(file: string, program: string, text: string) {
   return stack.move();
 }
 
-/** Sends request after request by six clients, half of which keep their connection. */
+/** Six clients send one request after the other. Three of them keep their connection. */
 function startLoad(url: string) {
   const seen = { requests: 0, failures: [] as string[] };
   let isRunning = true;
